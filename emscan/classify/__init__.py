@@ -1,1 +1,222 @@
-"""classify."""
+"""Trace -> rows with a verdict: what the run computed decides, never a module's name or class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from emscan.classify import gates, kernel, objective, ratios, selection, softmax, truncation
+from emscan.classify.coverage import account
+from emscan.classify.flow import computed, descendants, source
+from emscan.classify.regions import Regions
+from emscan.classify.rows import Row, assemble
+from emscan.classify.site import Site
+from emscan.report.document import Coverage
+from emscan.trace.axes import Axes
+from emscan.trace.graph import Call, Trace, Value
+from emscan.trace.operators import PASS, RECURRENT, pointwise
+
+__all__ = ["Classification", "Row", "Site", "classify"]
+
+
+@dataclass
+class Classification:
+    """Everything that one traced run says about structure."""
+
+    trace: Trace
+    axes: Axes
+    regions: Regions
+    rows: list[Row]
+    coverage: Coverage
+    objective: objective.Objective
+    notes: list[str] = field(default_factory=list)
+
+
+def classify(
+    trace: Trace, parameter_names: list[str], *, objective_name: str = "auto", targets: Tensor | None = None
+) -> Classification:
+    """Find every competition and gate of a traced run. Raises UsageError for an objective that does not fit."""
+    axes, regions = Axes(trace), Regions(trace)
+    sites = find_sites(trace, axes, regions)
+    goal = objective.resolve(objective_name, trace, targets, sites)
+    if goal.site is not None:
+        sites.append(goal.site)
+    rows = assemble(trace, axes, sites, parameter_names)
+    _note_logits(rows, trace, goal)
+    return Classification(trace, axes, regions, rows, account(trace, sites), goal)
+
+
+def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
+    """Return all sites of a trace, larger structures first: each claims the operators that belong to it."""
+    divisions = ratios.find(trace)
+    sites = softmax.find(trace, divisions)
+    sites += _other_ratios(divisions, sites, regions)
+    claimed = {call for site in sites for call in site.members}
+    ranked = truncation.ranked(trace, axes, claimed)
+    claimed |= {call for site in ranked for call in site.members}
+    sparse = truncation.sparse_projections(trace, regions, claimed)
+    claimed |= {call for site in sparse for call in site.members}
+    chosen = selection.find(trace, axes, regions, claimed)
+    for site in (*ranked, *chosen):
+        truncation.as_router(site, axes)
+    claimed |= {call for site in chosen for call in site.members}
+    found = [*sites, *ranked, *sparse, *chosen, *gates.find(trace, regions, claimed), *_recurrent(trace)]
+    for site in found:
+        if site.mechanism == "softmax":
+            truncation.cut_by_scores(site)
+    found = _absorb(found, trace)
+    for site in found:
+        _follow_gradient(site, trace)
+    return [site for site in found if _live(site, trace)]
+
+
+def _other_ratios(divisions: list[ratios.Ratio], sites: list[Site], regions: Regions) -> list[Site]:
+    """Ratios that are not exponentials: a second normalization of a site, a hard cut, or a kernel."""
+    taken = {call for site in sites for call in site.members}
+    found: list[Site] = []
+    for ratio in divisions:
+        if ratio.call in taken:
+            continue
+        again = next((s for s in (*sites, *found) if _renormalizes(ratio, s)), None)
+        if again is not None:
+            again.members |= ratio.members
+            again.emitted = ratio.call.out
+            continue
+        energies, inner = kernel.scores_of(ratio.weights, regions)
+        site = truncation.from_ratio(ratio, regions, inner, energies) or kernel.from_ratio(ratio, regions)
+        if site is not None:
+            found.append(site)
+    return found
+
+
+def _renormalizes(ratio: ratios.Ratio, site: Site) -> bool:
+    """Whether a ratio normalizes again what a site emitted: a mask, a sharpening, the other axis of Sinkhorn."""
+    if site.statistic != "vector":
+        return False
+    value: Value | None = ratio.weights
+    for _ in range(12):
+        if value is None or value is site.emitted:
+            break
+        call = value.call
+        if call is None or not (pointwise(call.op) or call.op in PASS):
+            return False
+        value = next((v for v in call.inputs if computed(v) and v.floating), None)
+    return value is site.emitted
+
+
+def _absorb(sites: list[Site], trace: Trace) -> list[Site]:
+    for site in [s for s in sites if s.mechanism == "truncation"]:
+        if site in sites:
+            sites = truncation.absorb(site, sites, trace)
+    for site in [s for s in sites if s.mechanism == "selection" and s.kind != "window"]:
+        sites = _absorb_posterior(site, sites)
+    return sites
+
+
+def _absorb_posterior(site: Site, sites: list[Site]) -> list[Site]:
+    """A softmax whose output only serves to pick the winner belongs to the selection."""
+    emitted = source(site.energies)
+    for other in sites:
+        if other.mechanism in {"softmax", "kernel", "logistic"} and other.emitted is emitted:
+            uses = [u for u, _ in descendants(emitted, lambda c: c.op in PASS) if u.op not in PASS]
+            if all(u in site.members or _cancels(u, emitted) for u in uses):
+                site.members |= other.members
+                site.energies, site.soft = other.energies, other.emitted
+                if any(u not in site.members for u in uses):
+                    site.flags.append("straight-through")
+                    site.notes.append("straight-through: forward hands out the winner, backward the softmax")
+                return [s for s in sites if s is not other]
+    return sites
+
+
+def _cancels(user: Call, value: Value) -> bool:
+    """Whether ``user`` is part of h - detach(y) + y, which is h in numbers and y in gradient."""
+    if user.op not in {"aten.add", "aten.sub"} or len(user.inputs) < 2:
+        return False
+    return any(_difference(end, value) for end in (user, *user.out.users) if end.op in {"aten.add", "aten.sub"})
+
+
+def _difference(call: Call, value: Value) -> bool:
+    """Whether a sum holds ``value`` once as it is and once detached with the other sign."""
+    terms: list[tuple[Value, int]] = []
+    stack = [(v, -1 if call.op == "aten.sub" and i == 1 else 1) for i, v in enumerate(call.inputs[:2])]
+    while stack:
+        term, sign = stack.pop()
+        base = source(term)
+        made = base.call
+        if made is not None and made.op in {"aten.sub", "aten.add"} and len(made.inputs) == 2 and base is not value:
+            stack += [(v, -sign if made.op == "aten.sub" and i == 1 else sign) for i, v in enumerate(made.inputs)]
+        else:
+            terms.append((base, sign))
+    signs = [sign for base, sign in terms if base is value]
+    return sum(signs) == 0 and len(signs) >= 2
+
+
+def _recurrent(trace: Trace) -> list[Site]:
+    sites = []
+    for call in trace.calls:
+        kind = RECURRENT.get(call.op)
+        if kind is None or not any(v.param for v in call.inputs):
+            continue
+        form = gates.recurrent_form(kind)
+        site = Site("em", "logistic", form.label, {call}, call.inputs[0], call.out, "gate", 2, "on-off", form=form, op=call.op)
+        site.owner = call
+        if kind == "relu":
+            site.verdict, site.mechanism, site.leaky = "hard", "threshold", False
+        sites.append(site)
+    return sites
+
+
+def _live(site: Site, trace: Trace) -> bool:
+    return any(trace.is_live(call) for call in site.members)
+
+
+def _follow_gradient(site: Site, trace: Trace) -> None:
+    """Find from the graph whether the posterior reaches the output, or its energies the parameters, with gradient."""
+    if site.verdict != "em" or not site.members:
+        return
+    stopped = any(call.no_grad for call in site.members)
+    free = {v.id for v in trace.outputs} if trace.outputs else None
+    reached = free is None
+    seen = {site.emitted.id}
+    queue = [site.emitted]
+    for value in queue:
+        reached = reached or (free is not None and value.id in free)
+        for user in value.users:
+            if user.op != "aten.detach" and not user.no_grad:
+                for out in user.outputs:
+                    if out.floating and out.id not in seen:
+                        seen.add(out.id)
+                        queue.append(out)
+    if stopped or not reached or _energies_detached(site.energies):
+        site.differentiable = False
+        site.flags.append("detached")
+        site.notes.append("the posterior is detached: no gradient flows through it, so the identity does not hold here")
+
+
+def _energies_detached(value: Value) -> bool:
+    """Whether every way back from the energies to a parameter is cut."""
+    if value.leaf == "param":
+        return False
+    queue, seen = [value], {value.id}
+    for item in queue:
+        if item.leaf == "param":
+            return False
+        if item.call is None or item.call.op == "aten.detach" or item.call.no_grad:
+            continue
+        for parent in item.call.inputs:
+            if parent.param and parent.id not in seen:
+                seen.add(parent.id)
+                queue.append(parent)
+    return value.param
+
+
+def _note_logits(rows: list[Row], trace: Trace, goal: objective.Objective) -> None:
+    if goal.name != "none":
+        return
+    for output in trace.outputs[:1]:
+        made = source(output).call
+        for row in rows:
+            if row.order == (made.id if made else -1) and row.mechanism == "affine" and output.shape and output.shape[-1] > 1:
+                row.note = "EM if trained with cross-entropy"

@@ -1,0 +1,157 @@
+"""Elementwise regions -> gate sites: threshold, logistic or smooth, by the curve alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from emscan.classify import logistic, smooth, threshold
+from emscan.classify.curve import Curve
+from emscan.classify.regions import CLAMPS, KINKED, Region, Regions, is_variable
+from emscan.classify.site import GateForm, Site
+from emscan.trace.graph import Call, Trace, Value
+from emscan.trace.operators import PASS, VIEW
+
+_HALF_RANGE = 1e4  # a bound of this size guards a dtype's range
+# Consumers that a clamped value is guarded for.
+_GUARDED = frozenset(f"aten.{name}" for name in "sqrt rsqrt log log2 log10 log1p reciprocal pow float_power".split())
+_DIVISIONS = frozenset(f"aten.{name}" for name in "div divide true_divide".split())
+_SCALES = frozenset(f"aten.{name}" for name in "mul add sub rsub neg multiply".split())
+
+
+def is_guard(call: Call, depth: int = 6) -> bool:
+    """Whether a clamp keeps a division, a root, a logarithm or a dtype's range safe."""
+    if call.op not in CLAMPS:
+        return False
+    bounds = [a for a in (*call.args[1:], *call.kwargs.values()) if isinstance(a, int | float)]
+    if bounds and all(abs(bound) >= _HALF_RANGE for bound in bounds):
+        return True
+    return bool(call.out.users) and all(_needs_guard(call.out, user, depth) for user in call.out.users)
+
+
+def _needs_guard(value: Value, user: Call, depth: int) -> bool:
+    if user.op in _GUARDED:
+        return True
+    if user.op in _DIVISIONS and len(user.inputs) > 1 and user.inputs[1] is value:
+        return True
+    if user.op in _DIVISIONS and user.args[0] is not value:
+        return True
+    passes = user.op in PASS or user.op in VIEW or (user.op in _SCALES and sum(v.data for v in user.inputs) == 1)
+    if not passes or depth == 0 or not user.out.users:
+        return False
+    return all(_needs_guard(user.out, further, depth - 1) for further in user.out.users)
+
+
+def read(region: Region) -> tuple[str, GateForm] | None:
+    """Return ("threshold" | "logistic" | "smooth", form) of a region; None where nothing competes in it."""
+    if not region.nonlinear:
+        return None
+    operators = {call.op for call in region.calls}
+    skip = frozenset[str]()
+    guards = {call.op for call in region.calls if is_guard(call)}
+    if guards and all(is_guard(call) for call in region.calls if call.op in guards):
+        skip = frozenset(guards)
+    curve = _curve(region, skip)
+    if curve is None:
+        return None
+    form = logistic.recognize(curve, operators)
+    if form is not None:
+        return "logistic", form
+    form = threshold.recognize(curve)
+    if form is not None:
+        return "threshold", replace(form, scalar=region.scalar)
+    two_way = next((call for call in region.calls if call.op in logistic.OPERATORS), None)
+    if two_way is not None and not curve.constant:
+        argument = region.upto(next(v for v in two_way.inputs if is_variable(v)))
+        return "logistic", logistic.built_in(curve, two_way.op, argument.function(skip=skip))
+    form = smooth.recognize(curve)
+    return ("smooth", form) if form is not None else None
+
+
+def _curve(region: Region, skip: frozenset[str]) -> Curve | None:
+    kinked = any(call.op not in skip for call in region.calls if call.op in KINKED)
+    curve = Curve(region.function(skip=skip), kinked)
+    clamps = {call.op for call in region.calls if call.op in CLAMPS} - skip
+    if clamps and curve.usable:
+        free = Curve(region.function(skip=skip | clamps), kinked=any(op in KINKED - clamps for op in _ops(region)))
+        if free.usable and _nearly_same(curve, free):
+            return free  # the clamp trims what the function never does: a guard
+    return curve if curve.usable else None
+
+
+def _ops(region: Region) -> set[str]:
+    return {call.op for call in region.calls}
+
+
+def _nearly_same(a: Curve, b: Curve) -> bool:
+    if a.z.shape != b.z.shape or b.limits is None:
+        return False
+    spread = float(b.y.max() - b.y.min())
+    return spread > 0 and float((a.y - b.y).abs().max()) <= 1e-3 * spread
+
+
+def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
+    """Return one site for every gate that no larger site has claimed."""
+    sites = [_gated_half(call) for call in trace.calls if call.op == "aten.glu" and is_variable(call.inputs[0])]
+    done: dict[Call, Site] = {}
+    for end in regions.ends():
+        region = regions.region(end)
+        if not end.floating and not _multiplies(end):
+            continue
+        makers = [call for call in region.calls if call.op not in PASS]
+        if end.id not in trace.live or any(call in claimed for call in makers):
+            continue
+        shared = next((done[call] for call in makers if call in done), None)
+        if shared is not None:
+            shared.members.update(makers)
+            continue
+        found = read(region)
+        if found is None:
+            continue
+        site = _site(region, *found)
+        sites.append(site)
+        for call in makers:
+            done[call] = site
+    return sites
+
+
+def _multiplies(mask: Value) -> bool:
+    """Whether a comparison is used as a gate: it multiplies numbers or chooses between them."""
+    return any(
+        user.op in {"aten.mul", "aten.where", "aten.masked_fill", "aten.multiply"} and user.out.floating
+        for user in mask.users
+    )
+
+
+def _site(region: Region, mechanism: str, form: GateForm) -> Site:
+    members = {call for call in region.calls if call.op not in PASS}
+    op = next((call.op for call in region.calls if call.op not in PASS), "")
+    site = Site(
+        "em", "logistic", form.label, members, region.base, region.end, form.statistic, 2, "on-off",
+        form=form, op=op, region=region.calls,
+    )  # fmt: skip
+    if mechanism == "threshold":
+        site.verdict, site.mechanism, site.leaky = "hard", "threshold", not form.flat
+    elif mechanism == "smooth":
+        site.verdict, site.mechanism = "soft", "smooth-gate"
+    elif form.statistic == "mean":
+        site.kind = "sign"
+    if form.note:
+        site.notes.append(form.note)
+    return site
+
+
+def _gated_half(call: Call) -> Site:
+    """GLU in one operator: the second half of the axis gates the first."""
+    form = GateForm("GLU", torch.sigmoid, "gate", lambda z: z, half=call.arg("dim", -1))
+    return Site("em", "logistic", "GLU", {call}, call.inputs[0], call.out, "gate", 2, "on-off", form=form, op=call.op)
+
+
+def recurrent_form(kind: str) -> GateForm:
+    """Return the form of a recurrent operator's gates; the gates themselves are recomputed when measured."""
+    label = {"lstm": "LSTM gates", "gru": "GRU gates", "tanh": "Tanh", "relu": "ReLU"}[kind]
+    if kind == "relu":
+        flat = ((-torch.inf, 0.0),)
+        return GateForm(label, torch.relu, flat=flat, stuck=(0.0,), output_tells=True)
+    return GateForm(label, torch.tanh if kind == "tanh" else torch.sigmoid, "gate")

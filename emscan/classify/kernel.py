@@ -1,0 +1,47 @@
+"""Kernels: positive weights normalized over alternatives without an exponential (E = -log k)."""
+
+from __future__ import annotations
+
+from emscan.classify.flow import PRODUCTS, RESHAPES
+from emscan.classify.ratios import Ratio
+from emscan.classify.regions import Regions
+from emscan.classify.site import Site
+from emscan.classify.softmax import exponent
+from emscan.trace.graph import Call, Value
+from emscan.trace.operators import PASS
+
+
+def from_ratio(ratio: Ratio, regions: Regions) -> Site | None:
+    """Return the site of positive weights over their own sum; None where the weights are exponentials or no function
+    of parameters and input both (a learned vector over its own sum is weight normalization)."""
+    if exponent(ratio.weights) is not None or not (ratio.weights.data and ratio.weights.param):
+        return None
+    energies, inner = scores_of(ratio.weights, regions)
+    return Site(
+        "em", "kernel", "Normalized kernel", ratio.members | inner, energies, ratio.call.out,
+        "vector" if ratio.vector else "mean", ratio.count + ratio.sink, "units",
+        axes=ratio.axes, op=next((c.op for c in inner), ratio.call.op), sink=ratio.sink,
+    )  # fmt: skip
+
+
+def scores_of(weights: Value, regions: Regions) -> tuple[Value, set[Call]]:
+    """Return what positive weights are computed from entry by entry, and the calls in between."""
+    members: set[Call] = set()
+    value = weights
+    for _ in range(8):
+        region = regions.region(value)
+        members.update(region.calls)
+        value = region.base
+        call = value.call
+        if call is None or value.shape != weights.shape:
+            break
+        if call.op in PASS or call.op in RESHAPES:
+            value = call.inputs[0]
+        elif call.op in PRODUCTS:
+            value = next((v for v in call.inputs if v.shape == weights.shape and v.param), value)
+            if value is region.base:
+                break
+            members.add(call)
+        else:
+            break
+    return (value if value.shape == weights.shape else weights), members

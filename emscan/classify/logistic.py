@@ -1,0 +1,133 @@
+"""Two-way competition inside a unit: sigmoid, tanh and what is built from them.
+
+r_on = sigmoid(u) with u the log-odds of the two sides: u = z for sigmoid, SiLU, softplus; 2z for tanh;
+1.702 z for quick-GELU; 2 sqrt(2/pi) (z + 0.044715 z^3) for the tanh form of GELU; log-odds of tanh(softplus(z)) for Mish.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emscan.classify.curve import Curve, Function
+from emscan.classify.site import GateForm
+
+NAMES: dict[str, Function] = {
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
+    "SiLU": F.silu,
+    "Softplus": lambda z: F.softplus(z, threshold=1e9),
+    "LogSigmoid": F.logsigmoid,
+    "QuickGELU": lambda z: z * torch.sigmoid(1.702 * z),
+    "GELU (tanh)": lambda z: F.gelu(z, approximate="tanh"),
+    "Mish": F.mish,
+    "Tanhshrink": F.tanhshrink,
+}
+# Operators that exponentiate and normalize two alternatives by themselves.
+OPERATORS = frozenset(
+    f"aten.{name}"
+    for name in "sigmoid tanh softplus log_sigmoid silu mish special_expit logaddexp logaddexp2 ".split()
+)
+# The exponential from which a hand-written one is made.
+EXPONENTIALS = frozenset(f"aten.{name}" for name in "exp exp2 expm1 pow cosh sinh special_exp2 special_expm1".split())
+
+
+def recognize(curve: Curve, operators: set[str]) -> GateForm | None:
+    """Return the form of a two-way log-sum-exp gate; None for anything else.
+
+    The curve decides: its gate (value, slope or value over energy, brought to [0, 1]) has log-odds that are a line in
+    z, or the known odd cubic, over the whole grid.
+    """
+    names = [name for name, function in NAMES.items() if curve.same_as(function)]
+    if not names and not operators & (OPERATORS | EXPONENTIALS):
+        return None
+    found = _log_odds(curve)
+    if found is None:
+        return None
+    statistic, odds = found
+    label = names[0] if names else {"log-partition": "Softplus", "gate": "SiLU", "vector": "Sigmoid"}[statistic]
+    if not names and statistic == "vector" and curve.limits is not None and curve.limits[0] * curve.limits[1] < 0:
+        label = "Tanh"
+    return GateForm(label, curve.function, _STATISTICS.get(label, statistic), odds)  # type: ignore[arg-type]
+
+
+def built_in(curve: Curve, operator: str, argument: Function) -> GateForm:
+    """Return the form of a two-way operator in other arithmetic (tanhshrink, a polynomial inside): odds of its argument."""
+    scale = 2.0 if operator == "aten.tanh" else 1.0
+    label = {"aten.tanh": "Tanh", "aten.softplus": "Softplus", "aten.silu": "SiLU", "aten.mish": "Mish"}.get(
+        operator, "Sigmoid"
+    )
+    names = [name for name, function in NAMES.items() if curve.same_as(function)]
+    return GateForm(names[0] if names else label, curve.function, "gate", lambda z: scale * argument(z))
+
+
+_STATISTICS = {"Tanh": "mean", "LogSigmoid": "log", "Softplus": "log-partition"}
+
+
+def _log_odds(curve: Curve) -> tuple[str, Callable[[Tensor], Tensor]] | None:
+    if curve.same_as(F.mish):
+        return "gate", _mish_odds
+    away = curve.z.abs() >= 1e-2
+    z = curve.z[away]
+    candidates = (
+        ("vector", curve.z, curve.y, curve.limits if curve.slopes == (0.0, 0.0) or _settled(curve) else None),
+        ("log-partition", curve.z, curve.slope, curve.slopes),
+        ("gate", z, curve.y[away] / z, curve.slopes),
+    )
+    for statistic, where, gate, ends in candidates:
+        if ends is None or abs(ends[1] - ends[0]) < 1e-9:
+            continue
+        odds = _fit(where, (gate - ends[0]) / (ends[1] - ends[0]))
+        if odds is not None:
+            return statistic, odds
+    return None
+
+
+def _settled(curve: Curve) -> bool:
+    return curve.slopes is not None and max(map(abs, curve.slopes)) <= 1e-2 * max(curve.steepest, 1e-300)
+
+
+def _fit(z: Tensor, p: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Fit log(p / (1 - p)) by b + a z + c z^3; None unless it fits to 1e-4 where both sides keep a share."""
+    inner = (p > 1e-6) & (p < 1 - 1e-6)
+    everywhere, everything = z, p
+    if int(inner.sum()) < 40:
+        return None
+    z, u = z[inner], torch.logit(p[inner])
+    if float(z.max() - z.min()) <= 0:
+        return None
+    scale = float(z.abs().max())
+    for columns in (2, 3):
+        design = _design(z / scale, columns)
+        solution = torch.linalg.lstsq(design, u[:, None]).solution[:, 0]
+        residual = float((design @ solution - u).abs().max())
+        if residual <= 1e-4 * max(1.0, float(u.abs().max())) and abs(float(solution[1])) > 1e-9:
+            fitted = torch.sigmoid(_design(everywhere / scale, columns) @ solution)
+            if float((fitted - everything).abs().max()) > 1e-4:
+                continue  # a law that holds on one side only
+            offset, slope = float(solution[0]), float(solution[1]) / scale
+            cubic = float(solution[2]) / scale**3 if columns == 3 else 0.0
+            return _polynomial(*(0.0 if abs(c) < 1e-7 else float(f"{c:.7g}") for c in (offset, slope, cubic)))
+    return None
+
+
+def _design(z: Tensor, columns: int) -> Tensor:
+    return torch.stack([torch.ones_like(z), z, z**3], 1)[:, :columns]
+
+
+def _polynomial(offset: float, slope: float, cubic: float) -> Callable[[Tensor], Tensor]:
+    def odds(z: Tensor) -> Tensor:
+        if cubic:
+            return z * (slope + cubic * z * z) + offset
+        return z * slope + offset if offset else z if slope == 1.0 else z * slope
+
+    return odds
+
+
+def _mish_odds(z: Tensor) -> Tensor:
+    # r = tanh(softplus(z)) = (e^2s - 1) / (e^2s + 1) with e^s = 1 + e^z, so r / (1 - r) = (e^2s - 1) / 2
+    return torch.log(torch.expm1(2 * F.softplus(z, threshold=80.0))) - math.log(2.0)

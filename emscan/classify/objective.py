@@ -1,0 +1,124 @@
+"""What the training objective adds after the last layer: cross-entropy, binary cross-entropy, free energy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emscan.classify.flow import source
+from emscan.classify.site import GateForm, Site
+from emscan.errors import UsageError
+from emscan.trace.graph import Call, Trace, Value
+
+OBJECTIVES = ("auto", "cross-entropy", "bce", "free-energy", "none")
+
+
+@dataclass
+class Objective:
+    """The objective in force and why; ``site`` is the competition that it adds, None if it adds none."""
+
+    name: str
+    reason: str
+    site: Site | None = None
+    output: Value | None = None
+
+
+def class_axis(shape: tuple[int, ...], targets: Tensor | None) -> int | None:
+    """Return the axis of the class scores (negative), by the shape of the targets where there are any."""
+    if targets is None:
+        return (1 - len(shape) if len(shape) == 4 else -1) if len(shape) >= 2 else None
+    wanted = tuple(targets.shape)
+    if shape[:-1] == wanted or (len(wanted) == 2 and wanted[1] == 1 and shape[:-1] == wanted[:1]):
+        return -1
+    if len(shape) >= 2 and (shape[0], *shape[2:]) == wanted:
+        return 1 - len(shape)
+    return None
+
+
+def resolve(name: str, trace: Trace, targets: Tensor | None, sites: list[Site]) -> Objective:
+    """Return the objective to apply to the model's scores. Raises UsageError for one that does not fit the output."""
+    if name == "none":
+        return Objective("none", "as asked")
+    scores = next((v for v in trace.outputs if v.floating and len(v.shape) >= 1), None)
+    if name == "auto":
+        return _automatic(scores, targets, sites)
+    if scores is None:
+        raise UsageError("the model returns no floating-point scores", f"--objective {name} needs them")
+    if name == "cross-entropy":
+        axis = class_axis(scores.shape, targets)
+        if axis is None:
+            raise UsageError(
+                f"an output of shape {tuple(scores.shape)} does not fit targets of shape "
+                f"{tuple(targets.shape) if targets is not None else None}",
+                "give integer targets with one class per score vector, or another --objective",
+            )
+        if scores.shape[axis] < 2:
+            raise UsageError("the model returns one score, so no classes compete", "use --objective bce")
+        return _cross_entropy(scores, axis, sites, "as asked")
+    if name == "bce":
+        return _binary(scores, sites)
+    return _free_energy(scores, sites)
+
+
+def _automatic(scores: Value | None, targets: Tensor | None, sites: list[Site]) -> Objective:
+    if scores is None or targets is None or targets.is_floating_point() or targets.dtype == torch.bool:
+        return Objective("none", "no integer targets in the probe")
+    axis = class_axis(scores.shape, targets)
+    if axis is None or scores.shape[axis] < 2 or not targets.numel():
+        return Objective("none", "the targets do not fit the output")
+    count = scores.shape[axis]
+    low, high = int(targets.min()), int(targets.max())
+    ignored = targets[targets != -100]
+    if low == -100 and ignored.numel():
+        low = int(ignored.min())
+    if low < 0 or high >= count:
+        return Objective("none", f"targets outside [0, {count})")
+    return _cross_entropy(scores, axis, sites, f"integer targets in [0, {count}) for {count} scores")
+
+
+def _emitter(scores: Value, sites: list[Site]) -> Site | None:
+    emitted = source(scores)
+    return next((s for s in sites if s.mechanism in {"softmax", "kernel"} and source(s.emitted) is emitted), None)
+
+
+def _cross_entropy(scores: Value, axis: int, sites: list[Site], reason: str) -> Objective:
+    present = _emitter(scores, sites)
+    if present is not None and present.statistic == "log":
+        present.label += " + NLL"
+        return Objective("cross-entropy", reason, None, scores)
+    if present is not None:
+        present.flags.append("double-normalization")
+        present.notes.append("cross-entropy normalizes again what is already normalized")
+        return Objective("cross-entropy", reason, None, scores)
+    count = scores.shape[axis]
+    site = Site(
+        "em", "softmax", "Softmax + Cross-Entropy", set(), scores, scores, "log", count, "classes", axes=(axis,),
+        persistent=True, op="cross-entropy",
+    )  # fmt: skip
+    return Objective("cross-entropy", reason, site, scores)
+
+
+def _binary(scores: Value, sites: list[Site]) -> Objective:
+    emitted = source(scores)
+    if any(site.mechanism == "logistic" and source(site.emitted) is emitted for site in sites):
+        return Objective("bce", "as asked", None, scores)
+    form = GateForm("Sigmoid", torch.sigmoid, "log", lambda z: z)
+    site = Site("em", "logistic", "Sigmoid + BCE", set(), scores, scores, "log", 2, "on-off", form=form, op="bce")
+    return Objective("bce", "as asked", site, scores)
+
+
+def _free_energy(scores: Value, sites: list[Site]) -> Objective:
+    if _emitter(scores, sites) is not None or len(scores.shape) < 2 or scores.shape[-1] < 2:
+        return Objective("free-energy", "as asked", None, scores)
+    site = Site(
+        "em", "softmax", "LogSumExp", set(), scores, scores, "log-partition", scores.shape[-1], "prototypes",
+        persistent=True, op="free-energy", sign=-1.0,
+    )  # fmt: skip
+    return Objective("free-energy", "as asked", site, scores)
+
+
+def owner_call(value: Value) -> Call | None:
+    """Return the call that made a value, through views and casts."""
+    return source(value).call

@@ -1,0 +1,116 @@
+"""Which parametrized operation produced a value, and what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from emscan.trace.graph import Call, Trace, Value
+from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, RECURRENT, pointwise
+
+_LABELS = {
+    "aten.linear": "Linear", "aten.matmul": "Linear", "aten.mm": "Linear", "aten.addmm": "Linear", "aten.mv": "Linear",
+    "aten.einsum": "Linear", "aten.bmm": "Linear", "aten.baddbmm": "Linear", "aten.embedding": "Embedding",
+    "aten.conv1d": "Conv1d", "aten.conv2d": "Conv2d", "aten.conv3d": "Conv3d", "aten.conv_transpose1d": "ConvTranspose1d",
+    "aten.conv_transpose2d": "ConvTranspose2d", "aten.conv_transpose3d": "ConvTranspose3d", "aten.cdist": "Distance",
+    "aten.layer_norm": "LayerNorm", "aten.batch_norm": "BatchNorm", "aten.group_norm": "GroupNorm",
+    "aten.rms_norm": "RMSNorm", "aten.instance_norm": "InstanceNorm", "aten.bilinear": "Bilinear", "aten.sub": "Distance",
+    "aten.lstm": "LSTM", "aten.gru": "GRU", "aten.lstm_cell": "LSTMCell", "aten.gru_cell": "GRUCell",
+    "aten.rnn_tanh": "RNN", "aten.rnn_relu": "RNN", "aten.rnn_tanh_cell": "RNNCell", "aten.rnn_relu_cell": "RNNCell",
+}  # fmt: skip
+
+
+def label(call: Call) -> str:
+    """Return how a parametrized operator is called in the composition of a row."""
+    return _LABELS.get(call.op, "Parameter" if pointwise(call.op) else call.op.rpartition(".")[2])
+
+
+def parameters(call: Call) -> tuple[str, ...]:
+    """Return the names of the parameters that enter a call, directly or through arithmetic on parameters alone."""
+    found: dict[str, None] = {}
+    for value in call.inputs:
+        stack = [value]
+        while stack:
+            item = stack.pop()
+            if item.leaf == "param":
+                found[item.name] = None
+            elif item.call is not None and item.param and not item.data:
+                stack.extend(item.call.inputs)
+    return tuple(found)
+
+
+def owns(call: Call) -> bool:
+    """Whether a call computes values from input with parameters of its own."""
+    takes = any(v.param and not v.data for v in call.inputs) and any(v.data for v in call.inputs)
+    return takes and (call.op in CONTRACTION or call.op in LOOKUP or call.op in RECURRENT)
+
+
+def owner_of(value: Value) -> Call | None:
+    """Return the nearest parametrized operation that produced ``value``; contractions before scalings and norms."""
+    queue, seen = [value], {value.id}
+    fallback: Call | None = None
+    for item in queue:
+        call = item.call
+        if call is None or len(seen) > 2000:
+            continue
+        if owns(call):
+            return call
+        if call.op == "emscan.mutated" and len(call.inputs) > 1:
+            parents = [*call.inputs[1:], call.inputs[0]]
+        else:
+            parents = list(call.inputs)
+        scaled = any(v.param and not v.data for v in parents) and (call.op in NORMALIZATION or pointwise(call.op))
+        if fallback is None and scaled and (call.op in NORMALIZATION or call.op == "aten.sub" or any(v.data for v in parents)):
+            fallback = call
+        if fallback is call and not any(v.param and v.data for v in parents):
+            return call  # parameters meet the raw input here: nothing nearer produced the values
+        for parent in parents:
+            if parent.id not in seen and parent.param:
+                seen.add(parent.id)
+                queue.append(parent)
+    return fallback
+
+
+def norms_between(value: Value, owner: Call) -> list[str]:
+    """Return the labels of the normalizations between an owner and a value, in order."""
+    found: list[str] = []
+    item: Value | None = value
+    for _ in range(30):
+        call = item.call if item is not None else None
+        if call is None or call is owner:
+            break
+        if call.op in NORMALIZATION:
+            found.append(label(call))
+        item = next((v for v in call.inputs if v.data and v.param), None)
+    return found[::-1]
+
+
+class Names:
+    """Row names: the module whose parameters all feed one call, else the parameter itself."""
+
+    def __init__(self, trace: Trace, all_parameters: Iterable[str]) -> None:
+        self._direct: dict[str, set[str]] = {}
+        for name in all_parameters:
+            self._direct.setdefault(name.rpartition(".")[0], set()).add(name)
+
+    def of(self, names: tuple[str, ...]) -> str:
+        """Return the name of the row that owns these parameters."""
+        if not names:
+            return ""
+        holder = names[0].rpartition(".")[0]
+        whole = holder and self._direct.get(holder, set()) <= set(names)
+        return holder if whole else names[0]
+
+    def common(self, names: Iterable[str]) -> str:
+        """Return the module that holds several owners (queries and keys): their common path, else their names joined."""
+        owners = list(dict.fromkeys(name for name in names if name))
+        if not owners:
+            return ""
+        if len(owners) == 1:
+            return owners[0]
+        paths = [name.split(".") for name in owners]
+        shared = []
+        for parts in zip(*paths, strict=False):
+            if len(set(parts)) > 1:
+                break
+            shared.append(parts[0])
+        return ".".join(shared) or ", ".join(owners)

@@ -1,0 +1,156 @@
+"""Weights divided by their own sum: the hand-written form of every normalization over alternatives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from emscan.classify.flow import ADDS, CLAMPS, DIVISIONS, PRODUCTS, RESHAPES, computed, same, source, variables
+from emscan.trace.axes import reduced_axes
+from emscan.trace.graph import Call, Trace, Value
+from emscan.trace.operators import CONTRACTION, PASS
+
+_EPSILON = 1e-3  # an added constant below this share of the sum guards the division
+
+
+@dataclass
+class Ratio:
+    """``call`` divides something made of ``weights`` by the sum of ``weights`` over ``axes`` (negative).
+
+    ``vector``: the normalized weights themselves come out; otherwise a mean under them does.
+    ``sink``: a constant of its own in the denominator.
+    """
+
+    call: Call
+    weights: Value
+    axes: tuple[int, ...]
+    vector: bool
+    members: set[Call]
+    sink: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of alternatives."""
+        return math.prod(self.weights.shape[axis] for axis in self.axes)
+
+
+@dataclass
+class Total:
+    """A sum of ``weights`` over ``axes``, found behind views, guards and added constants."""
+
+    weights: Value
+    axes: tuple[int, ...]
+    members: set[Call]
+    sink: bool = False
+
+
+def total(value: Value) -> Total | None:
+    """Return the sum that ``value`` is, if it is one."""
+    members: set[Call] = set()
+    sink = False
+    while value.call is not None:
+        call = value.call
+        if call.op in PASS or call.op in RESHAPES or call.op in CLAMPS:
+            value = call.inputs[0]
+        elif call.op in ADDS and call.op != "aten.rsub" and variables(call) <= 1 and len(call.inputs) <= 2:
+            inner = next((v for v in call.inputs if computed(v)), call.inputs[0])
+            sink = sink or _weighs(call, inner)
+            members.add(call)
+            value = inner
+        else:
+            break
+    call = value.call  # type: ignore[assignment]
+    if call is None:
+        return None
+    members.add(call)
+    if call.op == "aten.sum":
+        weights = call.inputs[0]
+        rank = len(weights.shape)
+        axes = tuple(axis - rank for axis in reduced_axes(call, rank))
+        return Total(weights, axes, members, sink) if axes else None
+    if call.op in {"aten.linalg_vector_norm", "aten.norm"} and _order(call) == 1:
+        weights = call.inputs[0]
+        rank = len(weights.shape)
+        return Total(weights, tuple(a - rank for a in reduced_axes(call, rank)), members, sink)
+    if call.op in CONTRACTION and len(call.inputs) == 2:  # e @ ones
+        plain = [v for v in call.inputs if not v.data and not v.param]
+        if len(plain) == 1 and plain[0].tensor is not None and bool((plain[0].tensor == 1).all()):
+            weights = next(v for v in call.inputs if v is not plain[0])
+            if call.op in {"aten.matmul", "aten.mm", "aten.mv"} and weights is call.inputs[0]:
+                return Total(weights, (-1,), members, sink)
+    return None
+
+
+def _order(call: Call) -> float | None:
+    order = call.arg("ord", call.arg("p"))
+    return float(order) if isinstance(order, int | float) else None
+
+
+def _weighs(call: Call, inner: Value) -> bool:
+    """Whether an added constant is of the size of the sum: an alternative of fixed energy, not a guard."""
+    others = [a for a in call.args if isinstance(a, int | float)] + [
+        float(v.tensor.abs().max()) for v in call.inputs if v is not inner and v.tensor is not None and v.tensor.numel()
+    ]
+    if not others or inner.tensor is None or not inner.tensor.numel():
+        return False
+    return max(map(abs, others)) > _EPSILON * float(inner.tensor.float().abs().mean())
+
+
+def find(trace: Trace) -> list[Ratio]:
+    """Return every division of weights, or of a sum under weights, by the weights' own sum over K >= 2 alternatives."""
+    found = []
+    for call in trace.calls:
+        for numerator, denominator, extra in _divisions(call):
+            sum_found = total(denominator)
+            if sum_found is None or not sum_found.weights.param or not sum_found.weights.floating:
+                continue
+            relation = _relation(numerator, sum_found.weights)
+            if relation is None:
+                continue
+            members = sum_found.members | {call} | extra
+            ratio = Ratio(call, sum_found.weights, sum_found.axes, relation, members, sum_found.sink)
+            if ratio.count >= 2 and _nonnegative(ratio.weights):
+                found.append(ratio)
+    return found
+
+
+def _nonnegative(value: Value) -> bool:
+    return value.tensor is not None and value.tensor.numel() > 0 and float(value.tensor.min()) >= 0
+
+
+def _divisions(call: Call) -> list[tuple[Value, Value, set[Call]]]:
+    """Return (numerator, denominator, calls in between) of a division, also when written as a product."""
+    if call.op in DIVISIONS and len(call.inputs) == 2:
+        return [(call.inputs[0], call.inputs[1], set())]
+    if call.op not in PRODUCTS or len(call.inputs) != 2:
+        return []
+    found: list[tuple[Value, Value, set[Call]]] = []
+    for numerator, factor in ((call.inputs[0], call.inputs[1]), (call.inputs[1], call.inputs[0])):
+        inverse = source(factor).call
+        if inverse is None:
+            continue
+        if inverse.op == "aten.reciprocal" or (inverse.op == "aten.pow" and inverse.arg("exponent") == -1):
+            found.append((numerator, inverse.inputs[0], {inverse}))
+        elif inverse.op in DIVISIONS and len(inverse.inputs) == 2 and not inverse.inputs[0].data:
+            found.append((numerator, inverse.inputs[1], {inverse}))
+    return found
+
+
+def _relation(numerator: Value, weights: Value) -> bool | None:
+    """Return True if the numerator is the weights, False if it is a sum of things under them, None if neither."""
+    goal = source(weights)
+    contracted = {numerator.id: False}
+    queue = [numerator]
+    for value in queue:
+        if same(value, weights) or same(source(value), goal):
+            return not contracted[value.id]
+        call = value.call
+        if call is None or len(queue) > 60:
+            continue
+        sums = call.op in CONTRACTION or call.op == "aten.sum"
+        if sums or call.op in PASS or call.op in RESHAPES or call.op in PRODUCTS or call.op in CLAMPS:
+            for parent in call.inputs:
+                if parent.id not in contracted:
+                    contracted[parent.id] = contracted[value.id] or sums
+                    queue.append(parent)
+    return None

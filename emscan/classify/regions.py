@@ -1,0 +1,205 @@
+"""Elementwise regions: stretches of entry-by-entry arithmetic on one computed value.
+
+Inside a region every entry of the result is a function of the same entry of one *base*, whatever the spelling;
+constants, masks and values made of parameters alone count as constants of that function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emscan.trace.axes import is_binary_extremum
+from emscan.trace.graph import Call, Trace, Value, substitute
+from emscan.trace.operators import PASS, pointwise
+
+# Operators whose curve has a corner or a step.
+KINKED = frozenset(
+    f"aten.{name}"
+    for name in (
+        "relu relu6 hardtanh hardsigmoid hardswish leaky_relu elu celu selu threshold hardshrink softshrink rrelu prelu "
+        "clamp clamp_min clamp_max clip maximum minimum fmax fmin max min where masked_fill abs absolute sign sgn "
+        "heaviside gt ge lt le greater less greater_equal less_equal index_put round floor ceil trunc frac fmod "
+        "remainder eq ne nan_to_num"
+    ).split()
+)
+# Operators that only scale, shift, compare for equality with nothing, or pass on.
+_AFFINE = frozenset(f"aten.{name}" for name in "add sub rsub mul div neg negative multiply divide subtract".split()) | PASS
+CLAMPS = frozenset(f"aten.{name}" for name in "clamp clamp_min clamp_max clip maximum minimum max min".split())
+
+
+@dataclass
+class Region:
+    """Calls that lead from ``base`` to ``end``, in order."""
+
+    base: Value
+    end: Value
+    calls: list[Call]
+
+    @property
+    def kinked(self) -> bool:
+        """Whether some call has a corner."""
+        return any(call.op in KINKED for call in self.calls)
+
+    @property
+    def nonlinear(self) -> bool:
+        """Whether some call is more than scaling and shifting by constants."""
+        return any(call.op not in _AFFINE or _many_variables(call) for call in self.calls)
+
+    def function(self, *, skip: frozenset[str] = frozenset()) -> Callable[[Tensor], Tensor]:
+        """Return the region as a function of float64 energies; operators named in ``skip`` pass their input on.
+
+        A constant that differs between units is taken at its median.
+        """
+
+        def run(z: Tensor) -> Tensor:
+            known: dict[int, Tensor] = {self.base.id: z}
+            for call in self.calls:
+                known[call.out.id] = _apply(call, known, skip)
+            return known[self.end.id]
+
+        return run
+
+    def upto(self, end: Value) -> Region:
+        """Return the part of the region that leads to ``end``."""
+        needed: set[int] = {end.id}
+        for call in reversed(self.calls):
+            if call.out.id in needed:
+                needed.update(v.id for v in call.inputs)
+        return Region(self.base, end, [call for call in self.calls if call.out.id in needed])
+
+    def replay(self, z: Tensor) -> Tensor:
+        """Run the region's own operators on ``z``, a tensor shaped like the base, with the model's own constants."""
+        known: dict[int, Tensor] = {self.base.id: z}
+        for call in self.calls:
+            args = substitute(call.args, lambda leaf: _own(leaf, known))
+            kwargs = substitute(call.kwargs, lambda leaf: _own(leaf, known))
+            if call.in_place:
+                args = (args[0].clone(), *args[1:])
+            known[call.out.id] = call.func(*args, **kwargs)
+        return known[self.end.id]
+
+    @property
+    def scalar(self) -> bool:
+        """Whether the same function holds for every entry: no constant differs between units."""
+        inside = {self.base.id, *(call.out.id for call in self.calls)}
+        outside = [v for call in self.calls for v in call.inputs if v.id not in inside]
+        return all(v.tensor is not None and _uniform(v.tensor) for v in outside)
+
+
+def _own(leaf: object, known: dict[int, Tensor]) -> object:
+    if not isinstance(leaf, Value):
+        return leaf
+    return known[leaf.id] if leaf.id in known else leaf.tensor
+
+
+def _uniform(tensor: Tensor) -> bool:
+    return tensor.numel() <= 1 or bool((tensor == tensor.flatten()[0]).all())
+
+
+def _apply(call: Call, known: dict[int, Tensor], skip: frozenset[str]) -> Tensor:
+    variables = [known[v.id] for v in call.inputs if v.id in known]
+    if call.op in PASS or call.op in skip:
+        first = variables[0]
+        return first if first.is_floating_point() or call.out.dtype == torch.bool else first.double()
+    if call.op == "aten.copy":
+        return variables[-1]
+    if call.op == "aten.heaviside":  # has no derivative in torch; the comparison has, and it is zero
+        return (variables[0] > 0).to(variables[0].dtype)
+
+    def stand_in(leaf: object) -> object:
+        if not isinstance(leaf, Value):
+            return leaf
+        return known[leaf.id] if leaf.id in known else _representative(leaf)
+
+    args, kwargs = substitute(call.args, stand_in), substitute(call.kwargs, stand_in)
+    if call.in_place and isinstance(args[0], Tensor):
+        args = (args[0].expand(variables[0].shape).clone(), *args[1:])
+    return call.func(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+def _representative(value: Value) -> Tensor:
+    """Return one number for a constant: its median; the side of a mask that lets values through."""
+    if value.tensor is None or value.tensor.numel() == 0:
+        return torch.tensor(1.0, dtype=torch.float64)
+    tensor = value.tensor
+    if tensor.dtype == torch.bool:
+        return tensor.flatten()[0].clone()
+    return tensor.flatten().double().median()
+
+
+def _many_variables(call: Call) -> bool:
+    return sum(v.data and v.param for v in call.inputs) > 1
+
+
+def is_variable(value: Value) -> bool:
+    """Whether a value was computed from input and parameters, as numbers or as a comparison of numbers."""
+    return value.data and value.param and (value.floating or value.dtype == torch.bool)
+
+
+class Regions:
+    """The base of every value of a trace, and the regions that leave a base."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self._base: dict[int, Value] = {value.id: value for value in trace.values}
+        for call in trace.calls:
+            base = self._common_base(call)
+            if base is not None:
+                self._base[call.out.id] = base
+
+    def base(self, value: Value) -> Value:
+        """Return the value that ``value`` is an entry-by-entry function of (itself at least)."""
+        return self._base[value.id]
+
+    def _common_base(self, call: Call) -> Value | None:
+        if not call.outputs or not _entrywise(call):
+            return None
+        bases = {self._base[v.id] for v in call.inputs if is_variable(v)}
+        if len(bases) != 1 or not is_variable(call.out):
+            return None
+        base = bases.pop()
+        others = (v for v in call.inputs if v.data and v.param and not is_variable(v))  # integers decide nothing here
+        return base if base.floating and call.out.shape == base.shape and not any(others) else None
+
+    def inside(self, call: Call, base: Value) -> bool:
+        """Whether ``call`` continues the region of ``base``."""
+        return bool(call.outputs) and call.out is not base and self._base[call.out.id] is base
+
+    def region(self, end: Value) -> Region:
+        """Return the region that leads to ``end``."""
+        base = self.base(end)
+        needed: set[int] = set()
+        stack = [end]
+        while stack:
+            value = stack.pop()
+            if value is base or value.id in needed or self._base[value.id] is not base:
+                continue
+            needed.add(value.id)
+            if value.call is not None:
+                stack.extend(value.call.inputs)
+        calls = sorted({v.call for v in self.trace.values if v.id in needed and v.call}, key=lambda c: c.id)
+        return Region(base, end, calls)
+
+    def ends(self) -> list[Value]:
+        """Return the values where a region is left: used by a call outside it, or returned by the model."""
+        returned = {value.id for value in self.trace.outputs}
+        found = []
+        for value in self.trace.values:
+            base = self.base(value)
+            if base is value or not is_variable(value):
+                continue
+            outside = [call for call in value.users if not self.inside(call, base)]
+            if value.id in returned or outside:
+                found.append(value)
+        return found
+
+
+def _entrywise(call: Call) -> bool:
+    if call.op == "aten.index_put":
+        indices = [index for index in call.args[1] if isinstance(index, Value)]
+        return all(index.dtype == torch.bool for index in indices)
+    return pointwise(call.op) or is_binary_extremum(call)

@@ -1,0 +1,194 @@
+"""Selection: one of K wins - pooling by maximum, extrema over an axis, argmax, nearest code."""
+
+from __future__ import annotations
+
+import math
+
+from emscan.classify.flow import (
+    ADDS,
+    CLAMPS,
+    CONTRACTION,
+    DIVISIONS,
+    INDEXERS,
+    PRODUCTS,
+    RESHAPES,
+    SCATTERS,
+    computed,
+    descendants,
+    same,
+    source,
+)
+from emscan.classify.regions import Regions
+from emscan.classify.site import Site
+from emscan.trace.axes import Axes, is_binary_extremum, is_persistent, reduced_axes
+from emscan.trace.graph import Call, Trace, Value
+from emscan.trace.operators import BINARY_EXTREMUM, EXTREMUM, MAX_POOL, PASS, REDUCTION, VIEW, pointwise
+
+_COUNTING = frozenset(f"aten.{name}" for name in "one_hot eq nonzero nonzero_numpy argwhere bincount histc sort argsort".split())
+
+
+def find(trace: Trace, axes: Axes, regions: Regions, claimed: set[Call]) -> list[Site]:
+    """Return the selection sites (routers among them: ``is_router`` tells)."""
+    sites = []
+    for call in trace.calls:
+        if call in claimed or not trace.is_live(call) or not call.inputs:
+            continue
+        scores = call.inputs[0]
+        if not (computed(scores) and scores.floating):
+            continue
+        site: Site | None = None
+        if call.op in MAX_POOL:
+            site = _pool(call)
+        elif call.op in BINARY_EXTREMUM or is_binary_extremum(call):
+            site = _pairwise(call, regions)
+        elif call.op in EXTREMUM and not _only_scales(call):
+            site = _extremum(call, trace)
+        if site is not None and site.count is not None and site.count >= 2:
+            sites.append(site)
+    return sites
+
+
+def _pool(call: Call) -> Site:
+    """Max-pooling: K = the entries of a window."""
+    before, after = call.inputs[0].shape, call.out.shape
+    spatial = int(call.op.partition("_pool")[2][:1] or 1)
+    if "adaptive" in call.op:
+        count = math.prod(-(-b // a) for b, a in zip(before[-spatial:], after[-spatial:], strict=True))
+    else:
+        size = call.arg("kernel_size")
+        sizes = [size] if isinstance(size, int) else list(size)
+        count = math.prod(sizes) ** (spatial if len(sizes) == 1 else 1)
+    label = f"MaxPool{spatial}d" if "adaptive" not in call.op else f"AdaptiveMaxPool{spatial}d"
+    return Site("hard", "selection", label, {call}, call.inputs[0], call.out, "mode", count, "window", op=call.op)
+
+
+def _pairwise(call: Call, regions: Regions) -> Site | None:
+    """The elementwise maximum of two computed values of different origin."""
+    a, b = call.inputs[:2]
+    if not (computed(a) and computed(b)) or regions.base(a) is regions.base(b):
+        return None
+    return Site("hard", "selection", "Maximum", {call}, a, call.out, "mode", 2, "units", op=call.op)
+
+
+def _extremum(call: Call, trace: Trace) -> Site | None:
+    scores = call.inputs[0]
+    rank = len(scores.shape)
+    axes = tuple(axis - rank for axis in reduced_axes(call, rank))
+    if not axes or call.op in {"aten.cummax", "aten.cummin"}:
+        axes = (call.arg("dim", -1) % rank - rank,) if rank else ()
+    count = math.prod(scores.shape[axis] for axis in axes)
+    live = [out for out in call.outputs if out.id in trace.live]
+    chosen = next((out for out in call.outputs if not out.floating), None)
+    name = call.op.removeprefix("aten.")
+    label = {"argmin": "Argmin", "argmax": "Argmax", "median": "Median", "kthvalue": "K-th value"}.get(
+        name, "Min" if "min" in name else "Max"
+    )
+    if not live:
+        return None
+    return Site(
+        "hard", "selection", label, {call}, scores, live[0], "mode", count, "units", axes=axes, op=call.op,
+        chosen=chosen,
+    )  # fmt: skip
+
+
+def _only_scales(call: Call) -> bool:
+    """Whether an extremum only shifts or divides what it was taken from: stabilization or scaling, not a winner."""
+    found = False
+    scores = source(call.inputs[0])
+    for user, operand in descendants(call.out, lambda c: c.op in PASS or c.op in RESHAPES or c.op in CLAMPS):
+        if user.op in PASS or user.op in RESHAPES or user.op in CLAMPS:
+            continue
+        found = True
+        shifts = user.op in ADDS and user.inputs[0] is not operand and _related(user.inputs[0], scores)
+        added_back = user.op == "aten.add"
+        scales = user.op in DIVISIONS and len(user.inputs) > 1 and user.inputs[1] is operand
+        if not (shifts or added_back or scales):
+            return False
+    return found and all(not out.users or out is call.out for out in call.outputs)
+
+
+def _related(value: Value, scores: Value) -> bool:
+    return same(source(value), scores)
+
+
+def is_router(chosen: Value, axes: Axes, count: int | None) -> bool:
+    """Whether chosen indices select an expert's parameters or an expert's output.
+
+    Parameters that are looked up are an expert's if they then act on the input (a contraction), a code's if they go
+    forward themselves. Rows of the input that are sorted out by the chosen index and then meet parameters are an
+    expert's input.
+    """
+    for user, operand in descendants(chosen, _index_arithmetic):
+        if user.op in INDEXERS and _selects(user, operand):
+            table = user.inputs[1] if user.op == "aten.embedding" and operand is user.inputs[0] else user.inputs[0]
+            if not table.data and (table.param or table.leaf == "buffer"):
+                if _acts_on_input(user.out):
+                    return True
+            elif table.data and table.param and _expert_axis(table, user, axes):
+                return True
+            elif table.data and operand is not chosen and _meets_parameters(user.out):
+                return True
+        elif user.op in CONTRACTION and not operand.floating:
+            continue
+        elif (user.op in CONTRACTION or user.op in PRODUCTS) and operand.floating:
+            others = [v for v in user.inputs if v is not operand]
+            if any(v.data for v in others) and (_meets_parameters(user.out) or _mixes_experts(others, axes, count)):
+                return True
+    return False
+
+
+def _selects(user: Call, operand: Value) -> bool:
+    return operand is not user.inputs[0] or user.op == "aten.embedding"
+
+
+def _index_arithmetic(call: Call) -> bool:
+    """Whether a call only rearranges indices, counts them, or turns them into masks and one-hot rows."""
+    if call.op in VIEW or call.op in PASS or call.op in _COUNTING or call.op in SCATTERS:
+        return True
+    if call.op in REDUCTION and not call.inputs[0].floating:
+        return True
+    return (pointwise(call.op) and not any(v.floating and computed(v) for v in call.inputs)) or (
+        call.op in INDEXERS and not call.inputs[0].floating
+    )
+
+
+def _acts_on_input(value: Value) -> bool:
+    """Whether looked-up parameters are contracted with something computed from the input."""
+    for user, operand in descendants(value, lambda c: c.op in VIEW or c.op in PASS):
+        if user.op in CONTRACTION and any(v.data for v in user.inputs if v is not operand):
+            return user.op not in {"aten.cdist"}
+        if user.op in PRODUCTS and any(v.data and v is not operand for v in user.inputs):
+            return any(c.op == "aten.sum" for c in user.out.users)
+    return False
+
+
+def _meets_parameters(value: Value, depth: int = 6) -> bool:
+    layer = [value]
+    for _ in range(depth):
+        following: list[Value] = []
+        for item in layer:
+            for user in item.users:
+                if user.op in CONTRACTION and any(v.param and not v.data for v in user.inputs if v is not item):
+                    return True
+                if user.op in VIEW or user.op in PASS or user.op in INDEXERS:
+                    following.extend(user.outputs)
+        layer = following
+    return False
+
+
+def _expert_axis(table: Value, user: Call, axes: Axes) -> bool:
+    """Whether the axis that is indexed runs over outputs of different parameters."""
+    dim = user.arg("dim", 0)
+    if user.op == "aten.index":
+        places = [d for d, index in enumerate(user.args[1]) if isinstance(index, Value) and computed(index)]
+        dim = places[-1] if places else 0
+    dims = axes.of(table)
+    return isinstance(dim, int) and bool(dims) and is_persistent(dims[dim % len(dims)])
+
+
+def _mixes_experts(others: list[Value], axes: Axes, count: int | None) -> bool:
+    """Whether a one-hot choice multiplies computed values along an axis of K parameter groups."""
+    return any(
+        v.data and v.param and any(is_persistent(dim) and math.prod(f.size for f in dim) == count for dim in axes.of(v))
+        for v in others
+    )

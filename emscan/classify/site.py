@@ -1,0 +1,72 @@
+"""A site: one competition or gate, as found in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from emscan.report.document import AlternativeKind, Mechanism, Statistic, Verdict
+from emscan.trace.graph import Call, Value
+
+
+@dataclass
+class GateForm:
+    """A unit's gate as a function of its energy z.
+
+    ``log_odds``: u(z) with r_on = sigmoid(u), for two-way rows. ``on_above``: the upper side is z > on_above.
+    ``flat``: closed intervals where the derivative is exactly 0, with the constant output on each in ``stuck``.
+    """
+
+    label: str
+    function: Callable[[Tensor], Tensor]
+    statistic: Statistic = "gate"
+    log_odds: Callable[[Tensor], Tensor] | None = None
+    on_above: float = 0.0
+    flat: tuple[tuple[float, float], ...] = ()
+    stuck: tuple[float, ...] = ()
+    output_tells: bool = False  # on exactly where the output is above 0
+    scalar: bool = True  # the same for every unit; False where a parameter sets the threshold unit by unit
+    half: int | None = None  # the axis whose second half holds the energies (GLU)
+    note: str | None = None
+
+
+@dataclass(eq=False)
+class Site:
+    """One competition or gate.
+
+    ``energies`` are scores s with r proportional to exp(s) (softmax), or what the gate is a function of; ``axis``
+    (negative) is the axis of the alternatives there. ``emitted`` is what the model's own operators handed out.
+    """
+
+    verdict: Verdict
+    mechanism: Mechanism
+    label: str
+    members: set[Call]
+    energies: Value
+    emitted: Value
+    statistic: Statistic
+    count: int | None
+    kind: AlternativeKind
+    axes: tuple[int, ...] = (-1,)
+    persistent: bool = False
+    leaky: bool | None = None
+    form: GateForm | None = None
+    op: str = ""
+    attention: Call | None = None
+    notes: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    differentiable: bool = True
+    sink: bool = False
+    sign: float = 1.0  # r is proportional to exp(sign * energies)
+    soft: Value | None = None  # the posterior before a truncation
+    chosen: Value | None = None  # indices of the winners: routers, codes, classes
+    owner: Call | None = None
+    owner_names: tuple[str, ...] = ()
+    region: list[Call] = field(default_factory=list)  # energies -> emitted, for replay
+
+    @property
+    def first(self) -> int:
+        """Where the site begins in the run."""
+        return min((call.id for call in self.members), default=0)

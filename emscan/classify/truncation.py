@@ -1,0 +1,170 @@
+"""Truncation: a normalized or ranked set with exact zeros - routers, top-k latents, sparsemax, normalized ReLU."""
+
+from __future__ import annotations
+
+from emscan.classify import gates, selection
+from emscan.classify.flow import ancestors, carries, computed, mixes
+from emscan.classify.ratios import Ratio
+from emscan.classify.regions import Regions
+from emscan.classify.site import Site
+from emscan.classify.softmax import hidden_by_scores
+from emscan.trace.axes import Axes
+from emscan.trace.graph import Call, Trace, Value
+from emscan.trace.operators import EXTREMUM, RANKING, SOFTMAX, pointwise
+
+_HINGES = frozenset(f"aten.{name}" for name in "relu clamp clamp_min clip maximum threshold hardtanh where mul".split())
+
+
+def ranked(trace: Trace, axes: Axes, claimed: set[Call]) -> list[Site]:
+    """Return a site for every top-k over computed scores that keeps fewer than all."""
+    sites = []
+    for call in trace.calls:
+        if call in claimed or call.op not in RANKING or not trace.is_live(call):
+            continue
+        scores = call.inputs[0]
+        if not (computed(scores) and scores.floating and scores.shape):
+            continue
+        rank = len(scores.shape)
+        axis = (call.arg("dim", -1) if call.arg("dim", -1) is not None else -1) % rank - rank
+        kept = _keeps_of(call, axis)
+        count = scores.shape[axis]
+        if kept is None or kept >= count:
+            continue
+        chosen = next((out for out in call.outputs if not out.floating), None)
+        site = Site(
+            "hard", "truncation", f"Top-{kept}", {call}, scores, call.out, "top-k", count, "latents", axes=(axis,),
+            op=call.op, chosen=chosen,
+        )  # fmt: skip
+        sites.append(site)
+    return sites
+
+
+def _keeps_of(call: Call, axis: int) -> int | None:
+    """Return how many a ranking keeps: k of a top-k; of a sort, the entries cut from its head."""
+    if call.op == "aten.topk":
+        return int(call.arg("k"))
+    sizes = [
+        user.out.shape[axis]
+        for output in call.outputs
+        for user in output.users
+        if user.op in {"aten.slice", "aten.narrow"} and len(user.out.shape) == len(output.shape)
+    ]
+    return min(sizes, default=None)
+
+
+def as_router(site: Site, axes: Axes) -> bool:
+    """Turn a selection into a one-of-K router if its index selects an expert; say whether it did."""
+    if site.chosen is None or not selection.is_router(site.chosen, axes, site.count):
+        return False
+    site.mechanism, site.statistic, site.kind = "truncation", "top-k", "experts"
+    if not site.label.startswith("Top-"):
+        site.label = "Top-1"
+    site.label += " router"
+    return True
+
+
+def sparse_projections(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
+    """Return sites whose hinge leaves weights that sum to one: sparsemax, entmax and their kin (found by the numbers)."""
+    sites = []
+    for call in trace.calls:
+        if call in claimed or call.op not in _HINGES or not call.outputs:
+            continue
+        for value in (call.out, *(u.out for u in call.out.users if pointwise(u.op) and u.outputs)):
+            axis = _simplex_axis(value)
+            if axis is None or not computed(value) or not value.floating or value.id not in trace.live:
+                continue
+            members = _threshold_search(value)
+            if not any(c.op in RANKING or c.op in EXTREMUM or c.op == "aten.cumsum" for c in members):
+                continue
+            scores = next((c.inputs[0] for c in sorted(members, key=lambda c: c.id) if c.op in RANKING), value)
+            sites.append(
+                Site(
+                    "hard", "truncation", "Sparsemax", members, scores, value, "vector", value.shape[axis], "units",
+                    axes=(axis,), op=call.op,
+                )  # fmt: skip
+            )
+            break
+    return sites
+
+
+def _simplex_axis(value: Value) -> int | None:
+    """Return the axis along which a value is nonnegative, sums to one and has exact zeros."""
+    tensor = value.tensor
+    if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0 or float(tensor.min()) < 0:
+        return None
+    if not bool((tensor == 0).any()):
+        return None
+    for axis in range(-1, -tensor.dim() - 1, -1):
+        if tensor.shape[axis] >= 2 and bool(((tensor.float().sum(axis) - 1).abs() < 1e-3).all()):
+            return axis
+    return None
+
+
+def _threshold_search(value: Value) -> set[Call]:
+    """Return the calls between the scores and a sparse projection of them."""
+    found = {v.call for v in ancestors(value, lambda c: not mixes(c)) if v.call is not None and computed(v)}
+    return {call for call in found if not mixes(call) and call.op != "emscan.mutated"}
+
+
+def from_ratio(ratio: Ratio, regions: Regions, inner: set[Call], energies: Value) -> Site | None:
+    """Return the site of weights with exact zeros over their own sum (normalized ReLU); None if all keep a share."""
+    region = regions.region(ratio.weights)
+    found = gates.read(region)
+    cut = found is not None and found[0] == "threshold" and any(stuck == 0 for stuck in found[1].stuck)
+    if not cut:
+        return None
+    return Site(
+        "hard", "truncation", "Normalized ReLU", ratio.members | inner | set(region.calls), energies, ratio.call.out,
+        "vector" if ratio.vector else "mean", ratio.count, "units", axes=ratio.axes, op=ratio.call.op,
+    )  # fmt: skip
+
+
+def cut_by_scores(site: Site) -> bool:
+    """Whether a softmax is over what a selection by its own scores has left; turns it into a truncation row."""
+    if site.attention is not None or not hidden_by_scores(site):
+        return False
+    site.verdict, site.mechanism, site.label = "hard", "truncation", "Masked softmax"
+    return True
+
+
+def absorb(site: Site, others: list[Site], trace: Trace) -> list[Site]:
+    """Take into a truncation row what maps its scores to what it hands out; return the sites that remain."""
+    above = list(ancestors(site.energies, _score_path))
+    upstream = {v.call for v in above if v.call is not None}
+    downstream = _kept(site, {v.id for v in above}, trace)
+    remaining = []
+    for other in others:
+        before = bool(other.members & upstream) and other.mechanism not in {"threshold", "selection"}
+        after = bool(other.members & downstream) and not other.members - downstream - site.members
+        if other is site or other.attention is not None or not (before or after):
+            remaining.append(other)
+            continue
+        site.members |= other.members
+        if before and other.mechanism != "truncation" and other.energies.shape == site.energies.shape:
+            site.soft, site.energies = other.emitted, other.energies
+    return remaining
+
+
+def _kept(site: Site, scores: set[int], trace: Trace) -> set[Call]:
+    """Return the calls that see nothing computed but what the truncation kept and the scores themselves."""
+    kept = {out.id for call in site.members for out in call.outputs}
+    found: set[Call] = set()
+    for call in trace.calls:
+        inputs = [v for v in call.inputs if computed(v)]
+        if call.id <= site.first or not any(v.id in kept for v in inputs) or not _keeps(call):
+            continue
+        if all(v.id in kept or v.id in scores for v in inputs):
+            found.add(call)
+            kept.update(out.id for out in call.outputs)
+    return found
+
+
+def _score_path(call: Call) -> bool:
+    return carries(call) or call.op in SOFTMAX or call.op in RANKING or call.op in _FOLDS
+
+
+def _keeps(call: Call) -> bool:
+    return carries(call) or call.op in SOFTMAX or call.op in _FOLDS
+
+
+_FOLDS = frozenset({"aten.sum", "aten.amax", "aten.max", "aten.gather", "aten.linalg_vector_norm"})
