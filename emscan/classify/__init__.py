@@ -52,6 +52,7 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     divisions = ratios.find(trace)
     sites = softmax.find(trace, divisions)
     sites += _other_ratios(divisions, sites, regions)
+    _claim_twins(sites, trace)
     claimed = {call for site in sites for call in site.members}
     ranked = truncation.ranked(trace, axes, claimed)
     claimed |= {call for site in ranked for call in site.members}
@@ -69,6 +70,15 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     for site in found:
         _follow_gradient(site, trace)
     return [site for site in found if _live(site, trace)]
+
+
+def _claim_twins(sites: list[Site], trace: Trace) -> None:
+    """A model may compute the same weights twice, once for the numerator and once for the sum."""
+    by_key: dict[int, list[Call]] = {}
+    for call in trace.calls:
+        by_key.setdefault(call.key, []).append(call)
+    for site in sites:
+        site.members |= {twin for call in site.members for twin in by_key[call.key]}
 
 
 def _other_ratios(divisions: list[ratios.Ratio], sites: list[Site], regions: Regions) -> list[Site]:

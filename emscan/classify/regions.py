@@ -104,6 +104,8 @@ def _apply(call: Call, known: dict[int, Tensor], skip: frozenset[str]) -> Tensor
     variables = [known[v.id] for v in call.inputs if v.id in known]
     if call.op in PASS or call.op in skip:
         first = variables[0]
+        if call.out.dtype == torch.bool and first.dtype != torch.bool:
+            return first != 0
         return first if first.is_floating_point() or call.out.dtype == torch.bool else first.double()
     if call.op == "aten.copy":
         return variables[-1]

@@ -131,7 +131,13 @@ def absorb(site: Site, others: list[Site], trace: Trace) -> list[Site]:
     """Take into a truncation row what maps its scores to what it hands out; return the sites that remain."""
     above = list(ancestors(site.energies, _score_path))
     upstream = {v.call for v in above if v.call is not None}
-    downstream = _kept(site, {v.id for v in above}, trace)
+    scores = {v.id for v in above}
+    if site.kind == "experts":  # probabilities of the same scores, read off at the chosen index
+        for other in others:
+            if other.mechanism in {"softmax", "kernel", "logistic"} and other.energies.id in scores:
+                upstream |= other.members
+                scores |= {out.id for call in other.members for out in call.outputs}
+    downstream = _kept(site, scores, trace)
     remaining = []
     for other in others:
         before = bool(other.members & upstream) and other.mechanism not in {"threshold", "selection"}

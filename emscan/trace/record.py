@@ -84,7 +84,7 @@ class Recorder(Tracker):
             size = tensor.untyped_storage().nbytes() if fresh and call is not None else 0
             if size <= self._budget:
                 self._budget -= size
-                value.tensor = tensor
+                value.tensor = tensor.detach() if tensor.requires_grad else tensor
                 self._shared[storage].append(value)
             self._seen[id(tensor)] = len(self._written.get(storage, ()))
         return value
