@@ -92,6 +92,7 @@ def _other_ratios(divisions: list[ratios.Ratio], sites: list[Site], regions: Reg
         if again is not None:
             again.members |= ratio.members
             again.emitted = ratio.call.out
+            again.weights, again.weights_axes, again.denominator = ratio.weights, ratio.axes, ratio.denominator
             continue
         energies, inner = kernel.scores_of(ratio.weights, regions)
         site = truncation.from_ratio(ratio, regions, inner, energies) or kernel.from_ratio(ratio, regions)

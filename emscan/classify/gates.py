@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -43,8 +43,17 @@ def _needs_guard(value: Value, user: Call, depth: int) -> bool:
     return all(_needs_guard(user.out, further, depth - 1) for further in user.out.users)
 
 
-def read(region: Region) -> tuple[str, GateForm] | None:
-    """Return ("threshold" | "logistic" | "smooth", form) of a region; None where nothing competes in it."""
+@dataclass
+class Reading:
+    """What an elementwise region is: its mechanism, its form, and the part of it that hands out responsibilities."""
+
+    mechanism: str
+    form: GateForm
+    region: Region
+
+
+def read(region: Region) -> Reading | None:
+    """Return what competes in a region; None where nothing does."""
     if not region.nonlinear:
         return None
     operators = {call.op for call in region.calls}
@@ -56,17 +65,25 @@ def read(region: Region) -> tuple[str, GateForm] | None:
     if curve is None:
         return None
     form = logistic.recognize(curve, operators)
-    if form is not None:
-        return "logistic", form
-    form = threshold.recognize(curve)
-    if form is not None:
-        return "threshold", replace(form, scalar=region.scalar)
-    two_way = next((call for call in region.calls if call.op in logistic.OPERATORS), None)
-    if two_way is not None and not curve.constant:
-        argument = region.upto(next(v for v in two_way.inputs if is_variable(v)))
-        return "logistic", logistic.built_in(curve, two_way.op, argument.function(skip=skip))
-    form = smooth.recognize(curve)
-    return ("smooth", form) if form is not None else None
+    inner = next((call for call in region.calls if call.op in logistic.OPERATORS), None)
+    if form is not None and (inner is None or region.scalar):
+        return Reading("logistic", form, region)
+    hard = None if form is not None else threshold.recognize(curve)
+    if hard is not None:
+        return Reading("threshold", replace(hard, scalar=region.scalar), region)
+    if inner is not None and not curve.constant:
+        return _built_in(region, inner, form.label if form is not None else logistic.name_of(curve))
+    soft = smooth.recognize(curve)
+    return Reading("smooth", soft, region) if soft is not None else None
+
+
+def _built_in(region: Region, call: Call, label: str | None) -> Reading | None:
+    """A two-way operator inside other arithmetic (tanhshrink, a learned slope): the competition is that operator's own."""
+    argument = next(v for v in call.inputs if is_variable(v))
+    alone = Region(argument, call.out, [call])
+    curve = _curve(alone, frozenset())
+    form = logistic.recognize(curve, {call.op}) if curve is not None else None
+    return Reading("logistic", replace(form, label=label or form.label), alone) if form is not None else None
 
 
 def _curve(region: Region, skip: frozenset[str]) -> Curve | None:
@@ -109,7 +126,7 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
         found = read(region)
         if found is None:
             continue
-        site = _site(region, *found)
+        site = _site(region, found)
         sites.append(site)
         for call in makers:
             done[call] = site
@@ -124,12 +141,13 @@ def _multiplies(mask: Value) -> bool:
     )
 
 
-def _site(region: Region, mechanism: str, form: GateForm) -> Site:
+def _site(region: Region, found: Reading) -> Site:
+    form, inner, mechanism = found.form, found.region, found.mechanism
     members = {call for call in region.calls if call.op not in PASS}
-    op = next((call.op for call in region.calls if call.op not in PASS), "")
+    op = next((call.op for call in inner.calls if call.op not in PASS), "")
     site = Site(
-        "em", "logistic", form.label, members, region.base, region.end, form.statistic, 2, "on-off",
-        form=form, op=op, region=region.calls,
+        "em", "logistic", form.label, members, inner.base, inner.end, form.statistic, 2, "on-off",
+        form=form, op=op, region=inner.calls,
     )  # fmt: skip
     if mechanism == "threshold":
         site.verdict, site.mechanism, site.leaky = "hard", "threshold", not form.flat

@@ -42,35 +42,31 @@ def recognize(curve: Curve, operators: set[str]) -> GateForm | None:
     The curve decides: its gate (value, slope or value over energy, brought to [0, 1]) has log-odds that are a line in
     z, or the known odd cubic, over the whole grid.
     """
-    names = [name for name, function in NAMES.items() if curve.same_as(function)]
-    if not names and not operators & (OPERATORS | EXPONENTIALS):
+    name = name_of(curve)
+    if name is None and not operators & (OPERATORS | EXPONENTIALS):
         return None
     found = _log_odds(curve)
     if found is None:
         return None
-    statistic, odds = found
-    label = names[0] if names else {"log-partition": "Softplus", "gate": "SiLU", "vector": "Sigmoid"}[statistic]
-    if not names and statistic == "vector" and curve.limits is not None and curve.limits[0] * curve.limits[1] < 0:
+    statistic, odds, mirror, ends = found
+    label = name if name is not None else {"log-partition": "Softplus", "gate": "SiLU", "vector": "Sigmoid"}[statistic]
+    if name is None and statistic == "vector" and curve.limits is not None and curve.limits[0] * curve.limits[1] < 0:
         label = "Tanh"
-    return GateForm(label, curve.function, _STATISTICS.get(label, statistic), odds)  # type: ignore[arg-type]
+    statistic = _STATISTICS.get(label, statistic)
+    return GateForm(label, curve.function, statistic, odds, mirror, ends)  # type: ignore[arg-type]
 
 
-def built_in(curve: Curve, operator: str, argument: Function) -> GateForm:
-    """Return the form of a two-way operator in other arithmetic (tanhshrink, a polynomial inside): odds of its argument."""
-    scale = 2.0 if operator == "aten.tanh" else 1.0
-    label = {"aten.tanh": "Tanh", "aten.softplus": "Softplus", "aten.silu": "SiLU", "aten.mish": "Mish"}.get(
-        operator, "Sigmoid"
-    )
-    names = [name for name, function in NAMES.items() if curve.same_as(function)]
-    return GateForm(names[0] if names else label, curve.function, "gate", lambda z: scale * argument(z))
+def name_of(curve: Curve) -> str | None:
+    """Return the common name of a curve, None if it has none."""
+    return next((name for name, function in NAMES.items() if curve.same_as(function)), None)
 
 
 _STATISTICS = {"Tanh": "mean", "LogSigmoid": "log", "Softplus": "log-partition"}
 
 
-def _log_odds(curve: Curve) -> tuple[str, Callable[[Tensor], Tensor]] | None:
+def _log_odds(curve: Curve) -> tuple[str, Function, Function | None, tuple[float, float]] | None:
     if curve.same_as(F.mish):
-        return "gate", _mish_odds
+        return "gate", _mish_odds, None, (0.0, 1.0)
     away = curve.z.abs() >= 1e-2
     z = curve.z[away]
     candidates = (
@@ -81,9 +77,12 @@ def _log_odds(curve: Curve) -> tuple[str, Callable[[Tensor], Tensor]] | None:
     for statistic, where, gate, ends in candidates:
         if ends is None or abs(ends[1] - ends[0]) < 1e-9:
             continue
-        odds = _fit(where, (gate - ends[0]) / (ends[1] - ends[0]))
-        if odds is not None:
-            return statistic, odds
+        law = _fit(where, (gate - ends[0]) / (ends[1] - ends[0]))
+        if law is not None:
+            offset, slope, cubic = law
+            mirror = None if cubic and offset else lambda z: -z - 2 * offset / slope
+            on_off = (_nearest(ends[0]), _nearest(ends[1]))
+            return statistic, _polynomial(offset, slope, cubic), mirror, on_off
     return None
 
 
@@ -91,8 +90,13 @@ def _settled(curve: Curve) -> bool:
     return curve.slopes is not None and max(map(abs, curve.slopes)) <= 1e-2 * max(curve.steepest, 1e-300)
 
 
-def _fit(z: Tensor, p: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """Fit log(p / (1 - p)) by b + a z + c z^3; None unless it fits to 1e-4 where both sides keep a share."""
+def _nearest(number: float) -> float:
+    """A limit read off far out, without the last share of its tail."""
+    return round(number, 6)
+
+
+def _fit(z: Tensor, p: Tensor) -> tuple[float, float, float] | None:
+    """Fit log(p / (1 - p)) by b + a z + c z^3 and return (b, a, c); None unless it fits to 1e-4 where both sides keep a share."""
     inner = (p > 1e-6) & (p < 1 - 1e-6)
     everywhere, everything = z, p
     if int(inner.sum()) < 40:
@@ -111,7 +115,8 @@ def _fit(z: Tensor, p: Tensor) -> Callable[[Tensor], Tensor] | None:
                 continue  # a law that holds on one side only
             offset, slope = float(solution[0]), float(solution[1]) / scale
             cubic = float(solution[2]) / scale**3 if columns == 3 else 0.0
-            return _polynomial(*(0.0 if abs(c) < 1e-7 else float(f"{c:.7g}") for c in (offset, slope, cubic)))
+            rounded = [0.0 if abs(c) < 1e-7 else float(f"{c:.7g}") for c in (offset, slope, cubic)]
+            return rounded[0], rounded[1], rounded[2]
     return None
 
 

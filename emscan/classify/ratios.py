@@ -10,7 +10,8 @@ from emscan.trace.axes import reduced_axes
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import CONTRACTION, PASS
 
-_EPSILON = 1e-3  # an added constant below this share of the sum guards the division
+_GUARD = 1e-4  # an added constant up to here guards the division
+_SHARE = 1e-3  # and one below this share of the sum decides nothing
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Ratio:
     axes: tuple[int, ...]
     vector: bool
     members: set[Call]
+    denominator: Value
+    guarded: bool = False
     sink: bool = False
 
     @property
@@ -41,20 +44,22 @@ class Total:
     weights: Value
     axes: tuple[int, ...]
     members: set[Call]
+    guarded: bool = False
     sink: bool = False
 
 
 def total(value: Value) -> Total | None:
     """Return the sum that ``value`` is, if it is one."""
     members: set[Call] = set()
-    sink = False
+    sink = guarded = False
     while value.call is not None:
         call = value.call
         if call.op in PASS or call.op in RESHAPES or call.op in CLAMPS:
+            guarded = guarded or call.op in CLAMPS
             value = call.inputs[0]
         elif call.op in ADDS and call.op != "aten.rsub" and variables(call) <= 1 and len(call.inputs) <= 2:
             inner = next((v for v in call.inputs if computed(v)), call.inputs[0])
-            sink = sink or _weighs(call, inner)
+            sink, guarded = sink or _weighs(call, inner), True
             members.add(call)
             value = inner
         else:
@@ -67,17 +72,17 @@ def total(value: Value) -> Total | None:
         weights = call.inputs[0]
         rank = len(weights.shape)
         axes = tuple(axis - rank for axis in reduced_axes(call, rank))
-        return Total(weights, axes, members, sink) if axes else None
+        return Total(weights, axes, members, guarded, sink) if axes else None
     if call.op in {"aten.linalg_vector_norm", "aten.norm"} and _order(call) == 1:
         weights = call.inputs[0]
         rank = len(weights.shape)
-        return Total(weights, tuple(a - rank for a in reduced_axes(call, rank)), members, sink)
+        return Total(weights, tuple(a - rank for a in reduced_axes(call, rank)), members, guarded, sink)
     if call.op in CONTRACTION and len(call.inputs) == 2:  # e @ ones
         plain = [v for v in call.inputs if not v.data and not v.param]
         if len(plain) == 1 and plain[0].tensor is not None and bool((plain[0].tensor == 1).all()):
             weights = next(v for v in call.inputs if v is not plain[0])
             if call.op in {"aten.matmul", "aten.mm", "aten.mv"} and weights is call.inputs[0]:
-                return Total(weights, (-1,), members, sink)
+                return Total(weights, (-1,), members, guarded, sink)
     return None
 
 
@@ -93,7 +98,8 @@ def _weighs(call: Call, inner: Value) -> bool:
     ]
     if not others or inner.tensor is None or not inner.tensor.numel():
         return False
-    return max(map(abs, others)) > _EPSILON * float(inner.tensor.float().abs().mean())
+    largest = max(map(abs, others))
+    return largest > _GUARD and largest > _SHARE * float(inner.tensor.float().abs().mean())
 
 
 def find(trace: Trace) -> list[Ratio]:
@@ -108,7 +114,7 @@ def find(trace: Trace) -> list[Ratio]:
             if relation is None:
                 continue
             members = sum_found.members | {call} | extra
-            ratio = Ratio(call, sum_found.weights, sum_found.axes, relation, members, sum_found.sink)
+            ratio = Ratio(call, sum_found.weights, sum_found.axes, relation, members, denominator, sum_found.guarded, sum_found.sink)
             if ratio.count >= 2 and _nonnegative(ratio.weights):
                 found.append(ratio)
     return found

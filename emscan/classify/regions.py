@@ -93,7 +93,12 @@ class Region:
 def _own(leaf: object, known: dict[int, Tensor]) -> object:
     if not isinstance(leaf, Value):
         return leaf
-    return known[leaf.id] if leaf.id in known else leaf.tensor
+    if leaf.id in known:
+        return known[leaf.id]
+    if leaf.tensor is None:
+        raise RuntimeError("a constant of the region was not kept")
+    # one number stands for a constant tensor: the region may run on another number of samples
+    return leaf.tensor.flatten()[0].clone() if _uniform(leaf.tensor) and leaf.tensor.numel() else leaf.tensor.clone()
 
 
 def _uniform(tensor: Tensor) -> bool:

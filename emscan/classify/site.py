@@ -16,13 +16,15 @@ class GateForm:
     """A unit's gate as a function of its energy z.
 
     ``log_odds``: u(z) with r_on = sigmoid(u), for two-way rows. ``on_above``: the upper side is z > on_above.
-    ``flat``: closed intervals where the derivative is exactly 0, with the constant output on each in ``stuck``.
+    ``mirror``: z' with u(z') = -u(z). ``flat``: closed intervals where the derivative is exactly 0, with the constant output on each in ``stuck``.
     """
 
     label: str
     function: Callable[[Tensor], Tensor]
     statistic: Statistic = "gate"
     log_odds: Callable[[Tensor], Tensor] | None = None
+    mirror: Callable[[Tensor], Tensor] | None = None
+    ends: tuple[float, float] = (0.0, 1.0)  # what the gate's value (or slope) goes to on the off and the on side
     on_above: float = 0.0
     flat: tuple[tuple[float, float], ...] = ()
     stuck: tuple[float, ...] = ()
@@ -58,7 +60,11 @@ class Site:
     notes: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     differentiable: bool = True
-    sink: bool = False
+    weights: Value | None = None  # what is divided by its own sum, where that was written by hand
+    weights_axes: tuple[int, ...] = ()
+    denominator: Value | None = None
+    guarded: bool = False  # a small constant or a clamp keeps the division safe
+    sink: bool = False  # a constant of the sum's own size: one more alternative, of fixed energy
     sign: float = 1.0  # r is proportional to exp(sign * energies)
     soft: Value | None = None  # the posterior before a truncation
     chosen: Value | None = None  # indices of the winners: routers, codes, classes

@@ -15,6 +15,7 @@ from emscan.classify.flow import (
     ancestors,
     carries,
     computed,
+    descendants,
     same,
     source,
 )
@@ -65,8 +66,8 @@ def _scores(call: Call) -> Value:
     return value
 
 
-def unshift(scores: Value) -> tuple[Value, set[Call]]:
-    """Take off what is subtracted from every alternative alike: the stabilizing maximum, or log Z itself."""
+def unshift(scores: Value, *, partition: bool = True) -> tuple[Value, set[Call]]:
+    """Take off what is subtracted from every alternative alike: the stabilizing maximum, or (once) log Z itself."""
     members: set[Call] = set()
     while True:
         made = source(scores).call
@@ -74,12 +75,14 @@ def unshift(scores: Value) -> tuple[Value, set[Call]]:
             return scores, members
         z, shift = made.inputs
         shifter = source(shift).call
-        if shifter is None or not (shifter.op in EXTREMUM or shifter.op in LOG_PARTITION):
+        if shifter is None or not (shifter.op in EXTREMUM or (partition and shifter.op in LOG_PARTITION)):
             return scores, members
         if not same(source(shifter.inputs[0]), source(z)):
             return scores, members
         members |= {made, shifter}
         scores = z
+        if shifter.op in LOG_PARTITION:
+            return scores, members
 
 
 def find(trace: Trace, ratios: list[Ratio]) -> list[Site]:
@@ -99,7 +102,7 @@ def find(trace: Trace, ratios: list[Ratio]) -> list[Site]:
         elif call.op == "aten.exp":
             sites.extend(_exp_of_difference(call))
     sites.extend(site for ratio in ratios if (site := from_ratio(ratio)) is not None)
-    return merge([site for site in sites if site.count is None or site.count >= 2])
+    return chain(merge([site for site in sites if site.count is None or site.count >= 2]))
 
 
 def _operator(call: Call) -> Site:
@@ -109,7 +112,7 @@ def _operator(call: Call) -> Site:
     if dim is None:
         dim = 0 if rank in {0, 1, 3} else 1  # torch's implicit choice
     axis = dim % rank - rank if rank else -1
-    scores, extra = unshift(scores)
+    scores, extra = unshift(scores, partition=False)
     log = "log" in call.op
     label = "LogSoftmax" if log else "Softmax"
     count = scores.shape[axis] if rank else 1
@@ -124,11 +127,17 @@ def _log_partition(call: Call) -> Site:
     rank = len(scores.shape)
     axes = tuple(axis - rank for axis in reduced_axes(call, rank))
     count = math.prod(scores.shape[axis] for axis in axes)
-    scores, extra = unshift(scores)
-    return Site(
+    scores, extra = unshift(scores, partition=False)
+    site = Site(
         "em", "softmax", "LogSumExp", {call} | extra, scores, call.out, "log-partition", count, "units",
         axes=axes, op=call.op,
     )  # fmt: skip
+    for user in (u for u, _ in descendants(call.out, lambda c: c.op in PASS or c.op in RESHAPES)):
+        if user.op in {"aten.sub", "aten.subtract"} and same(source(user.inputs[0]), source(call.inputs[0])):
+            site.members.add(user)
+            site.emitted, site.statistic, site.label = user.out, "log", "LogSoftmax"
+            break
+    return site
 
 
 def _attention(call: Call) -> Site:
@@ -184,7 +193,8 @@ def from_ratio(ratio: Ratio) -> Site | None:
     members = ratio.members | scores[1] | extra
     return Site(
         "em", "softmax", "Softmax", members, energies, ratio.call.out, "vector" if ratio.vector else "mean",
-        ratio.count + ratio.sink, "units", axes=ratio.axes, op="aten.exp", sink=ratio.sink,
+        ratio.count + ratio.sink, "units", axes=ratio.axes, op="aten.exp", sink=ratio.sink, guarded=ratio.guarded,
+        weights=ratio.weights, weights_axes=ratio.axes, denominator=ratio.denominator,
     )  # fmt: skip
 
 
@@ -203,8 +213,24 @@ def merge(sites: list[Site]) -> list[Site]:
         if _ORDER.get(site.statistic, 9) < _ORDER.get(twin.statistic, 9):
             twin.emitted, twin.statistic, twin.label = site.emitted, site.statistic, site.label
             twin.energies, twin.axes, twin.count, twin.op = site.energies, site.axes, site.count, site.op
+            twin.sign, twin.guarded = site.sign, site.guarded
+            twin.weights, twin.weights_axes, twin.denominator = site.weights, site.weights_axes, site.denominator
         twin.sink = twin.sink or site.sink
     return merged
+
+
+def chain(sites: list[Site]) -> list[Site]:
+    """Join a normalization of what another one emitted in logs: Sinkhorn's rows and columns."""
+    joined: list[Site] = []
+    for site in sorted(sites, key=lambda s: s.first):
+        before = next((s for s in joined if s.statistic == "log" and source(s.emitted) is source(site.energies)), None)
+        if before is None or site.attention is not None:
+            joined.append(site)
+            continue
+        before.members |= site.members
+        before.energies, before.emitted, before.axes = site.energies, site.emitted, site.axes
+        before.statistic, before.label, before.count = site.statistic, site.label, site.count
+    return joined
 
 
 def _same_competition(a: Site, b: Site) -> bool:

@@ -110,7 +110,7 @@ def from_ratio(ratio: Ratio, regions: Regions, inner: set[Call], energies: Value
     """Return the site of weights with exact zeros over their own sum (normalized ReLU); None if all keep a share."""
     region = regions.region(ratio.weights)
     found = gates.read(region)
-    cut = found is not None and found[0] == "threshold" and any(stuck == 0 for stuck in found[1].stuck)
+    cut = found is not None and found.mechanism == "threshold" and any(stuck == 0 for stuck in found.form.stuck)
     if not cut:
         return None
     return Site(

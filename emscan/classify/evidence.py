@@ -1,0 +1,321 @@
+"""Evidence: the responsibilities that the model's own operators emitted, against -d log Z / d E in float64.
+
+For L = log sum_j exp(-E_j), -dL/dE_j = r_j. The left side comes from automatic differentiation of a log-sum-exp over
+the energies that entered the site; the right side from the run. Recomputing one from the other would prove nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from emscan.classify.regions import Region
+from emscan.classify.site import Site
+from emscan.report.document import Evidence
+from emscan.trace.graph import Call, Trace, Value, substitute
+from emscan.trace.operators import EXTREMUM
+
+_QUERIES, _HEADS = 64, 4  # of one attention call: its keys are all taken
+_AWAY = 0.05  # a gate's share is read off as value over energy: not where both vanish
+
+
+def gather(site: Site, trace: Trace, factor: float) -> Evidence:
+    """Return the evidence for an ``em`` site; ``factor`` epsilons of the dtype times sqrt(K) are tolerated."""
+    dtype = site.emitted.dtype if site.emitted.dtype.is_floating_point else torch.float32
+    calls = sorted(site.members, key=lambda call: call.id)
+    where = next((call.where for call in calls if call.where), None)
+    found = Evidence(op=site.op, source=where, dtype=str(dtype).removeprefix("torch."))
+    found.differentiable = site.differentiable
+    try:
+        errors = _errors(site, trace)
+    except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError):
+        errors = None  # an operator that cannot be run again on its own: no evidence rather than a guess
+    if errors is not None:
+        found.sum_error, found.gradient_error, reach = errors
+        epsilon = torch.finfo(dtype).eps
+        found.tolerance = factor * epsilon * math.sqrt(site.count or 2) * (1 + reach)
+    return found
+
+
+def _errors(site: Site, trace: Trace) -> tuple[float | None, float | None, float] | None:
+    """Return (sum error, gradient error, largest score that matters)."""
+    with torch.inference_mode(False), torch.no_grad():
+        if site.attention is not None:
+            return _attention(site.attention)
+        if site.mechanism == "logistic":
+            return _two_way(site)
+        if site.op in {"cross-entropy", "free-energy"}:
+            return _objective(site)
+        return _normalized(site, trace)
+
+
+# ---- K alternatives -----------------------------------------------------------------------------
+def posterior(scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None) -> Tensor:
+    """Return dL/ds by automatic differentiation: scores s = -E, float64, any shape; L = log(sum exp(s) + sink)."""
+    with torch.enable_grad():
+        s = scores.detach().double().clone().requires_grad_(True)
+        partition = torch.logsumexp(s, dim=axes)
+        if sink is not None:
+            partition = torch.logaddexp(partition, sink.double().log())
+        kept = partition[torch.isfinite(partition)]
+        (gradient,) = torch.autograd.grad(kept.sum(), s)
+    return torch.nan_to_num(gradient)
+
+
+def _compare(r: Tensor, scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None) -> tuple[float, float, float]:
+    expected = posterior(scores, axes, sink)
+    total = r.double().sum(axes)
+    if sink is not None:
+        total = total + (1 - expected.sum(axes))
+    seen = expected.sum(axes) > 0
+    error = (total - 1).abs()[seen]
+    matter = scores.double()[expected > 1e-6].abs()
+    reach = float(matter.max()) if matter.numel() else 0.0
+    difference = (r.double() - expected).abs()
+    return float(error.max()) if error.numel() else 0.0, float(difference.max()), reach
+
+
+def _normalized(site: Site, trace: Trace) -> tuple[float, float, float] | None:
+    energies, emitted = site.energies.tensor, site.emitted.tensor
+    if energies is None or emitted is None:
+        return None
+    if site.weights is not None:
+        return _hand_written(site, trace)
+    scores = site.sign * energies.double()
+    if site.statistic == "log-partition":
+        r = _gradient_of_operator(site, trace, energies)
+    elif emitted.shape != energies.shape:
+        return None
+    else:
+        r = emitted.double().exp() if bool((emitted <= 0).all()) and _sums_to_one(emitted.exp(), site.axes) else emitted
+    return _compare(r, scores, site.axes)
+
+
+def _sums_to_one(r: Tensor, axes: tuple[int, ...]) -> bool:
+    return bool(((r.double().sum(axes) - 1).abs() < 0.05).all())
+
+
+def _hand_written(site: Site, trace: Trace) -> tuple[float, float, float] | None:
+    """Weights over their sum: log-weights again in float64 from the energies; shares as the model's numbers give them."""
+    assert site.weights is not None
+    weights = site.weights.tensor
+    total = _total(site)
+    again = run_again(trace, site.energies, site.weights, torch.float64)
+    if weights is None or again is None or total is None:
+        return None
+    axes = site.weights_axes
+    emitted = site.emitted.tensor
+    if emitted is not None and emitted.shape == weights.shape and site.statistic in {"vector", "mean"}:
+        r = emitted
+    else:  # a posterior mean comes out: its weights are what the model summed and what it divided by
+        r = weights.double() / total
+    sink = None
+    if site.guarded or site.sink:
+        sink = (total - weights.double().sum(axes, keepdim=True)).clamp(min=0).sum(axes)
+    return _compare(r, again.clamp(min=0).log(), axes, sink)
+
+
+def _total(site: Site) -> Tensor | None:
+    """Return the denominator as the model computed it, with one entry along the axes of the alternatives."""
+    if site.denominator is None or site.weights is None or site.denominator.tensor is None:
+        return None
+    value, shape = site.denominator.tensor.double(), site.weights.shape
+    if tuple(value.shape) == shape:  # already expanded: all entries along the axes are the same
+        return value.mean(site.weights_axes, keepdim=True)
+    rank = len(shape)
+    kept = [1 if axis - rank in site.weights_axes else size for axis, size in enumerate(shape)]
+    return value.reshape(kept) if value.numel() == math.prod(kept) else None
+
+
+def _gradient_of_operator(site: Site, trace: Trace, energies: Tensor) -> Tensor:
+    """The responsibilities that the model's own log-partition hands back: its gradient, in the model's dtype."""
+    with torch.enable_grad():
+        s = energies.detach().clone().requires_grad_(True)
+        out = run_again(trace, site.energies, site.emitted, None, s)
+        if out is None:
+            raise RuntimeError("the log-partition cannot be run again")
+        (gradient,) = torch.autograd.grad(out.sum(), s)
+    # one partition per row, however often the model copied it; a row's shares then count once
+    copies = max(1, round(float(gradient.double().sum(site.axes).median())))
+    return gradient / copies
+
+
+def run_again(
+    trace: Trace, start: Value, end: Value, dtype: torch.dtype | None, value: Tensor | None = None
+) -> Tensor | None:
+    """Run the recorded calls from ``start`` to ``end`` again, all floats in ``dtype`` if given; None if one cannot."""
+    if value is None and start.tensor is None:
+        return None
+    first = value if value is not None else start.tensor
+    assert first is not None
+    known: dict[int, Tensor] = {start.id: first.to(dtype) if dtype is not None else first}
+    for call in _between(trace, start, end):
+        if call.op in EXTREMUM:  # a stabilizing shift: a constant of the log-sum-exp, as the run had it
+            continue
+        args = substitute(call.args, lambda leaf: _operand(leaf, known, dtype))
+        kwargs = substitute(call.kwargs, lambda leaf: _operand(leaf, known, dtype))
+        if call.func is None:
+            return None
+        if call.in_place:
+            args = (args[0].clone(), *args[1:])
+        out = call.func(*args, **kwargs)
+        outputs = [out] if isinstance(out, Tensor) else list(out)
+        for made, tensor in zip(call.outputs, outputs, strict=True):
+            known[made.id] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    return known.get(end.id)
+
+
+def _between(trace: Trace, start: Value, end: Value) -> list[Call]:
+    """Return the calls on the ways from ``start`` to ``end``, in order."""
+    after = {start.id}
+    forward = []
+    for call in trace.calls:
+        if any(v.id in after for v in call.inputs):
+            forward.append(call)
+            after.update(out.id for out in call.outputs)
+    before = {end.id}
+    needed = []
+    for call in reversed(forward):
+        if any(out.id in before for out in call.outputs) and start.id not in {out.id for out in call.outputs}:
+            needed.append(call)
+            before.update(v.id for v in call.inputs)
+    return needed[::-1]
+
+
+def _operand(leaf: object, known: dict[int, Tensor], dtype: torch.dtype | None) -> object:
+    if isinstance(leaf, torch.dtype) and dtype is not None and leaf.is_floating_point:
+        return dtype
+    if not isinstance(leaf, Value):
+        return leaf
+    if leaf.id in known:
+        return known[leaf.id]
+    if leaf.tensor is None:
+        raise RuntimeError("an operand was not kept")
+    tensor = leaf.tensor.clone()  # values of an inference-mode run cannot be saved for a gradient
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+# ---- attention ----------------------------------------------------------------------------------
+def _attention(call: Call) -> tuple[float, float, float] | None:
+    """The operator's own weights: its output for one-hot values, on a few queries, heads and samples."""
+    query, key = call.inputs[0].tensor, call.inputs[1].tensor
+    if query is None or key is None or key.shape[-2] > 4096:
+        return None
+    mask = call.arg("attn_mask")
+    bias = mask.tensor if isinstance(mask, Value) else None
+    causal, scale = bool(call.arg("is_causal", False)), call.arg("scale")
+    grouped = query.dim() >= 3 and query.shape[-3] // max(1, key.shape[-3]) if query.dim() >= 4 else 1
+    if query.dim() >= 4:
+        heads = min(_HEADS, key.shape[-3])
+        if bias is not None and bias.dim() >= 3 and bias.shape[-3] > 1:
+            bias = bias[..., : heads * grouped, :, :]
+        query, key = query[..., : heads * grouped, :, :], key[..., :heads, :, :]
+    while query.dim() > 3 and query.shape[0] > 2:
+        bias = bias[:2] if bias is not None and bias.dim() == query.dim() and bias.shape[0] > 1 else bias
+        query, key = query[:2], key[:2]
+        break
+    query = query[..., :_QUERIES, :]
+    if bias is not None and bias.dim() >= 2 and bias.shape[-2] > 1:
+        bias = bias[..., :_QUERIES, :]
+    size = key.shape[-2]
+    values = torch.eye(size, dtype=key.dtype, device=key.device).expand(*key.shape[:-1], size)
+    r = torch.nn.functional.scaled_dot_product_attention(
+        query, key, values, attn_mask=bias, is_causal=causal, scale=scale, enable_gqa=grouped > 1
+    )
+    keys = key.repeat_interleave(grouped, -3) if grouped > 1 else key
+    scores = query.double() @ keys.double().mT * (scale if scale is not None else query.shape[-1] ** -0.5)
+    if causal:
+        scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -math.inf)
+    if bias is not None:
+        scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias.double()
+    return _compare(torch.nan_to_num(r), scores, (-1,))
+
+
+# ---- two alternatives ---------------------------------------------------------------------------
+def _two_way(site: Site) -> tuple[float | None, float | None, float] | None:
+    form = site.form
+    if form is None or form.log_odds is None or site.energies.tensor is None or site.emitted.tensor is None:
+        return None
+    z, y = site.energies.tensor, site.emitted.tensor
+    if site.op == "bce":
+        return _bce(z)
+    if form.half is not None:
+        first, z = z.chunk(2, form.half)
+        keep = first.abs() > _AWAY
+        return _against(y[keep].double() / first[keep].double(), form.log_odds(z[keep].double()))
+    region = Region(site.energies, site.emitted, site.region)
+    share = _reader(site, region)
+    keep = z.abs() > _AWAY if form.statistic == "gate" else torch.ones_like(z, dtype=torch.bool)
+    if not bool(keep.any()):
+        return None
+    on = share(z, y)[keep]
+    _, gradient_error, reach = _against(on, form.log_odds(z.double())[keep])
+    if form.mirror is None:
+        return None, gradient_error, reach
+    mirrored = form.mirror(z)
+    off = share(mirrored, region.replay(mirrored))[keep]
+    return float((on + off - 1).abs().max()), gradient_error, reach
+
+
+def _reader(site: Site, region: Region) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return how the share of the on side is read off what the gate emitted: (z, y) -> r, float64."""
+    form = site.form
+    assert form is not None
+    low, high = form.ends
+
+    def slope(z: Tensor, _y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = z.detach().clone().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(region.replay(at).sum(), at)
+        return (gradient.double() - low) / (high - low)
+
+    if form.statistic == "log-partition":
+        return slope
+    if form.statistic == "log":
+        return lambda z, y: y.double().exp()
+    if form.statistic == "gate":
+        return lambda z, y: (y.double() / z.double() - low) / (high - low)
+    return lambda z, y: (y.double() - low) / (high - low)
+
+
+def _against(on: Tensor, odds: Tensor) -> tuple[None, float, float]:
+    with torch.enable_grad():
+        u = odds.detach().double().clone().requires_grad_(True)
+        (expected,) = torch.autograd.grad(torch.logaddexp(u, torch.zeros_like(u)).sum(), u)
+    return None, float((on.double() - expected).abs().max()), float(odds.abs().clamp(max=30).max())
+
+
+# ---- what an objective adds -----------------------------------------------------------------------
+def _objective(site: Site) -> tuple[float, float, float] | None:
+    """Cross-entropy hands back r - 1[y], free energy -r: torch's own gradient in the model's dtype."""
+    scores = site.energies.tensor
+    if scores is None:
+        return None
+    axis = site.axes[0]
+    with torch.enable_grad():
+        s = scores.detach().clone().requires_grad_(True)
+        if site.op == "cross-entropy":
+            rows = s.movedim(axis, -1).reshape(-1, scores.shape[axis])
+            targets = torch.zeros(len(rows), dtype=torch.long, device=s.device)
+            loss = torch.nn.functional.cross_entropy(rows, targets, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, s)
+            r = gradient.double()
+            r.select(axis, 0).add_(1)
+        else:
+            (gradient,) = torch.autograd.grad(torch.logsumexp(site.sign * s, axis).sum(), s)
+            r = site.sign * gradient.double()
+    return _compare(r, site.sign * scores.double(), site.axes)
+
+
+def _bce(z: Tensor) -> tuple[float, float, float]:
+    with torch.enable_grad():
+        s = z.detach().clone().requires_grad_(True)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(s, torch.zeros_like(s), reduction="sum")
+        (on,) = torch.autograd.grad(loss, s)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(s, torch.ones_like(s), reduction="sum")
+        (off,) = torch.autograd.grad(loss, s)
+    _, error, reach = _against(on, z.double())
+    return float((on.double() - off.double() - 1).abs().max()), error, reach
