@@ -1,7 +1,7 @@
 """Where every axis of every value comes from: a dimension of a parameter, of an input, or computed positions.
 
-A dimension is a tuple of factors (a merged dimension has several, row-major); a factor walks along one origin:
-index into the origin = start + step * i. This is what makes "row 17 of fc1.weight" survive reshapes, transposes,
+A dimension is a tuple of factors (a merged dimension has several, row-major); a factor walks along one origin, and the
+index into the origin is the sum of start + step * i over its factors. This is what makes "row 17 of fc1.weight" survive reshapes, transposes,
 splits and heads.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """``size`` steps along ``origin``: index = start + step * i."""
+    """``size`` steps along ``origin``. The index into it is the sum of start + step * i over all factors of the origin."""
 
     origin: Origin
     size: int
@@ -176,13 +176,18 @@ def view_like(axes: Axes, call: Call) -> list[Dims] | None:
     flat = _flat(axes.of(source))
     results = []
     for view in [out] if isinstance(out, torch.Tensor) else list(out):
-        dims: list[Dim] = []
-        starts = _digits(flat, int(view.storage_offset()))
-        for dim, (size, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
-            found = _decode(flat, starts, int(size), int(stride)) if size > 1 and stride > 0 else None
-            dims.append(found if found is not None else axes.fresh(int(size), call=call, dim=dim))
-        results.append(tuple(dims))
+        digits = [(int(view.storage_offset()) // stride) % factor.size for factor, stride in flat]
+        starts = [f.start + f.step * digit for (f, _), digit in zip(flat, digits, strict=True)]
+        pieces: list[list[_Piece] | None] = []
+        for size, stride in zip(view.shape, view.stride(), strict=True):
+            pieces.append(_decode(flat, digits, int(size), int(stride)) if size > 1 and stride > 0 else None)
+        _drop(flat, starts, pieces)
+        results.append(tuple(_dim(axes, call, d, int(view.shape[d]), flat, starts, p) for d, p in enumerate(pieces)))
     return results
+
+
+# (which factor, how many steps, how long a step in the factor's own index)
+_Piece = tuple[int, int, int]
 
 
 def _flat(dims: Dims) -> list[tuple[Factor, int]]:
@@ -195,14 +200,11 @@ def _flat(dims: Dims) -> list[tuple[Factor, int]]:
     return found[::-1]
 
 
-def _digits(flat: list[tuple[Factor, int]], offset: int) -> list[int]:
-    return [(offset // stride) % factor.size for factor, stride in flat]
-
-
-def _decode(flat: list[tuple[Factor, int]], starts: list[int], size: int, stride: int) -> Dim | None:
+def _decode(flat: list[tuple[Factor, int]], digits: list[int], size: int, stride: int) -> list[_Piece] | None:
     """Return the factors that ``size`` steps of ``stride`` walk along, outermost first."""
-    pieces: list[Factor] = []
-    for (factor, unit), start in zip(reversed(flat), reversed(starts), strict=True):
+    pieces: list[_Piece] = []
+    for place in reversed(range(len(flat))):
+        factor, unit = flat[place]
         if size == 1:
             break
         if not unit <= stride < unit * factor.size:
@@ -210,14 +212,37 @@ def _decode(flat: list[tuple[Factor, int]], starts: list[int], size: int, stride
         if stride % unit:
             return None
         step = stride // unit
-        room = -(-(factor.size - start) // step)
+        room = -(-(factor.size - digits[place]) // step)
         taken = size if size <= room else factor.size // step
         if size > room and (factor.size % step or size % taken):
             return None
-        pieces.append(Factor(factor.origin, taken, factor.step * step, factor.start + factor.step * start))
+        pieces.append((place, taken, step))
         size //= taken
         stride = unit * factor.size
-    return tuple(reversed(pieces)) if size == 1 else None
+    return pieces[::-1] if size == 1 else None
+
+
+def _drop(flat: list[tuple[Factor, int]], starts: list[int], pieces: list[list[_Piece] | None]) -> None:
+    """Hand the constant index of a factor that a view has left to what remains of the same origin."""
+    used = [place for dim in pieces for place, _, _ in dim or []]
+    for place, (factor, _) in enumerate(flat):
+        heir = next((p for p in used if flat[p][0].origin == factor.origin), None)
+        if place not in used and heir is not None:
+            starts[heir] += starts[place]
+
+
+def _dim(
+    axes: Axes, call: Call, dim: int, size: int, flat: list[tuple[Factor, int]], starts: list[int],
+    pieces: list[_Piece] | None,
+) -> Dim:  # fmt: skip
+    if pieces is None:
+        return axes.fresh(size, call=call, dim=dim)
+    found = []
+    for place, taken, step in pieces:
+        factor = flat[place][0]
+        found.append(Factor(factor.origin, taken, factor.step * step, starts[place]))
+        starts[place] = 0  # a factor that a view splits carries its start once
+    return tuple(found)
 
 
 # ---- operators that keep the shape, drop or replace an axis -------------------------------------
@@ -225,7 +250,7 @@ def _decode(flat: list[tuple[Factor, int]], starts: list[int], size: int, stride
     *"contiguous clone to _to_copy detach alias_copy type_as float half double bfloat16 dropout alpha_dropout".split(),
     *"feature_dropout softmax _softmax log_softmax _log_softmax layer_norm batch_norm group_norm instance_norm".split(),
     *"rms_norm native_layer_norm native_batch_norm cumsum cumprod logcumsumexp masked_fill scatter scatter_add".split(),
-    *"index_add index_copy index_fill index_put masked_scatter roll flip tril triu copy cummax cummin prelu".split(),
+    *"index_add index_copy index_fill index_put masked_scatter tril triu copy cummax cummin prelu".split(),
     *"scatter_reduce rrelu lift_fresh special_log_softmax special_softmax log_sigmoid _fused_rms_norm".split(),
 )
 def same_as_first(axes: Axes, call: Call) -> list[Dims] | None:
@@ -235,6 +260,20 @@ def same_as_first(axes: Axes, call: Call) -> list[Dims] | None:
         first = call.inputs[1]
     found = axes.of(first)
     return [found if value.shape == first.shape else axes.broadcast(call, value) for value in call.outputs]
+
+
+@rule("flip", "roll")
+def reordered(axes: Axes, call: Call) -> list[Dims] | None:
+    """An axis whose entries change places keeps its kind but no longer its indices."""
+    moved = call.arg("dims") or range(len(call.out.shape))
+    gone = {d % len(call.out.shape) for d in moved}
+    dims = axes.of(call.inputs[0])
+    return [
+        tuple(
+            axes.fresh(call.out.shape[d], call=call, dim=d, persistent=is_persistent(dim)) if d in gone else dim
+            for d, dim in enumerate(dims)
+        )
+    ]
 
 
 def reduced_axes(call: Call, rank: int) -> tuple[int, ...]:
@@ -484,19 +523,3 @@ def one_hot(axes: Axes, call: Call) -> list[Dims] | None:
 def is_persistent(dim: Dim) -> bool:
     """Whether every factor of a dimension is tied to parameters."""
     return bool(dim) and all(factor.origin.persistent for factor in dim)
-
-
-def rows_of(dims: Dims, names: Iterable[str]) -> list[tuple[int, int, Factor]]:
-    """Return (dimension, place within it, factor) for every factor that walks along a dimension of the named parameters."""
-    wanted = set(names)
-    return [
-        (d, place, factor)
-        for d, dim in enumerate(dims)
-        for place, factor in enumerate(dim)
-        if factor.origin.name in wanted and factor.origin.kind in {"param", "buffer"}
-    ]
-
-
-def along(factor: Factor, start: int, size: int) -> Factor:
-    """Return the part of ``factor`` from ``start`` on, ``size`` steps."""
-    return replace(factor, size=size, start=factor.start + factor.step * start)

@@ -1,0 +1,95 @@
+"""Measurement passes: follow the names of computations through a batch and hand out the tensors that were asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emscan.trace.dispatch import Leaves, Tracker, module_stack, packet_name, tensors_in
+from emscan.trace.record import named_inputs
+
+ValueTap = Callable[[Tensor], None]
+CallTap = Callable[[dict[str, Any], Any], None]
+
+
+@dataclass
+class Taps:
+    """What to hand out: tensors by the key of their computation, calls by theirs; ``known``: all keys seen so far.
+
+    A tap fires as often per pass as it was asked for: a model may compute the same thing twice.
+    """
+
+    values: dict[int, list[ValueTap]] = field(default_factory=dict)
+    calls: dict[int, list[CallTap]] = field(default_factory=dict)
+    known: set[int] = field(default_factory=set)
+
+    def on_value(self, key: int, tap: ValueTap) -> None:
+        """Ask for the tensor of every computation named ``key``."""
+        self.values.setdefault(key, []).append(tap)
+
+    def on_call(self, key: int, tap: CallTap) -> None:
+        """Ask for arguments (by schema name) and output of every call named ``key``."""
+        self.calls.setdefault(key, []).append(tap)
+
+
+class Follower(Tracker):
+    """One pass that feeds taps. ``unseen`` collects competition-like operators in a computation not seen before."""
+
+    def __init__(self, leaves: Leaves, taps: Taps, watched: frozenset[str]) -> None:
+        super().__init__(leaves)
+        self._taps, self._watched = taps, watched
+        self._fired: Counter[int] = Counter()
+        self.unseen: set[str] = set()
+
+    def before(self, func: Any, key: int, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+        """Keep the arguments of a call that is asked for, before an in-place operator changes them."""
+        if key not in self._taps.known:
+            name = packet_name(func)
+            if name in self._watched and any(t.is_floating_point() for t in inputs):
+                self.unseen.add(name)
+        if key not in self._taps.calls:
+            return None
+        named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)}
+        return {**named, **kwargs}
+
+    def after(self, call: Any, func: Any, key: int, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
+        """Feed the taps of this call and of its outputs."""
+        if call is not None:
+            for call_tap in self._turn(key, self._taps.calls[key]):
+                call_tap(call, outputs[0] if len(outputs) == 1 else outputs)
+        for index, tensor in enumerate(outputs):
+            name = hash((key, index)) if index else key
+            taps = self._taps.values.get(name)
+            if taps:
+                for tap in self._turn(name, taps):
+                    tap(tensor)
+
+    def feed_inputs(self, inputs: dict[str, Tensor]) -> None:
+        """Feed taps on the inputs themselves."""
+        for tensor in inputs.values():
+            for tap in self._taps.values.get(self.key_of(tensor), ()):
+                tap(tensor)
+
+    def _turn(self, key: int, taps: list[Any]) -> list[Any]:
+        """Return the tap whose turn it is: the n-th computation of a name feeds the n-th that asked, then nobody."""
+        turn = self._fired[key]
+        self._fired[key] += 1
+        return taps[turn : turn + 1]
+
+
+def follow(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], taps: Taps, watched: frozenset[str]
+) -> tuple[list[Tensor], set[str]]:
+    """Run one batch under the taps; return the model's output tensors and the operators in unseen computations."""
+    inputs = named_inputs(args, kwargs)
+    with module_stack(model), torch.inference_mode():
+        follower = Follower(Leaves(model, inputs), taps, watched)
+        follower.feed_inputs(inputs)
+        with follower:
+            out = model(*args, **kwargs)
+    return list(tensors_in(out)), follower.unseen

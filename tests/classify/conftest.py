@@ -1,0 +1,30 @@
+"""Trace a small network and classify it, as the pipeline does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from emscan.classify import Classification, classify
+from emscan.trace.record import record
+from emscan.trace.state import undisturbed
+
+
+def look_at(model: nn.Module, inputs: tuple[Any, ...], objective: str = "auto", targets: Any = None) -> Classification:
+    model.eval()
+    with undisturbed(model, 0):
+        trace = record(model, inputs, {}, budget=1 << 28)
+    names = [name for name, _ in model.named_parameters()]
+    return classify(trace, names, objective_name=objective, targets=targets)
+
+
+def rows_of(found: Classification) -> list[tuple[Any, ...]]:
+    return sorted((row.site.verdict, row.mechanism, row.site.count) for row in found.rows if row.site)
+
+
+def seeded(builder: Any) -> tuple[nn.Module, tuple[Any, ...]]:
+    torch.manual_seed(0)
+    model, inputs = builder()
+    return model, inputs
