@@ -1,0 +1,123 @@
+"""Two-way competition inside units: r = sigmoid(u), u the log-odds of the two sides.
+
+H(r) = log(1 + e) + |u| e / (1 + e) with e = exp(-|u|): exact to rounding on both tails, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from emscan.measure.chunks import pieces, reduce_max, reduce_min, reduce_sum
+from emscan.measure.histogram import Histogram
+from emscan.measure.units import count_above
+from emscan.report.document import EntropySummary, MaxSummary, Responsibility, Thresholds
+
+
+def entropy(u: Tensor) -> Tensor:
+    """Return H(sigmoid(u)) in nats, entry by entry."""
+    size = u.abs()
+    small = torch.exp(-size)
+    return torch.log1p(small) + size * (small / (1 + small))
+
+
+class TwoWay:
+    """Responsibilities of the upper side over all units and values; per unit, the range of u."""
+
+    def __init__(self, rows: tuple[int, ...], thresholds: Thresholds) -> None:
+        count = len(rows)
+        self.rows = rows
+        self._odds = math.log(thresholds.saturated / (1 - thresholds.saturated))
+        self._hard = math.log(thresholds.hard / (1 - thresholds.hard))
+        self.values = 0
+        self.mean = 0.0
+        self.share = 0.0  # sum of max(r, 1 - r)
+        self.saturated, self.hard = 0, 0
+        self.low = torch.full((count,), math.inf, dtype=torch.float64)
+        self.high = torch.full((count,), -math.inf, dtype=torch.float64)
+        self.entropy = Histogram(0.0, math.log(2.0))
+        self.nonfinite = False
+
+    def update(self, u: Tensor, unit_dims: tuple[int, ...]) -> None:
+        """See log-odds; the axes in ``unit_dims`` index the units."""
+        for part in pieces(u, unit_dims):
+            odds = part if part.dtype in {torch.float32, torch.float64} else part.float()
+            self.low = torch.minimum(self.low, reduce_min(odds, unit_dims))
+            self.high = torch.maximum(self.high, reduce_max(odds, unit_dims))
+            total = float(torch.sigmoid(odds).sum(dtype=torch.float64))
+            self.nonfinite = self.nonfinite or not math.isfinite(total)
+            self.mean += total
+            size = odds.abs()
+            self.share += float(torch.sigmoid(size).sum(dtype=torch.float64))
+            everything = tuple(range(part.dim()))
+            saturated = int(count_above(size, self._odds, everything, or_equal=True).sum())
+            self.saturated += saturated
+            self.hard += saturated if self._hard == self._odds else int((size >= self._hard).sum())
+            self.entropy.update(entropy(odds))
+            self.values += part.numel()
+
+    def merge(self, other: TwoWay) -> None:
+        """Add what another probe shard has shown."""
+        self.values += other.values
+        self.mean, self.share = self.mean + other.mean, self.share + other.share
+        self.saturated, self.hard = self.saturated + other.saturated, self.hard + other.hard
+        self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        self.entropy.merge(other.entropy)
+        self.nonfinite = self.nonfinite or other.nonfinite
+
+    def frozen(self) -> list[int]:
+        """Return the units whose r stays at or beyond 0.99 of one side on every value."""
+        if not self.values:
+            return []
+        stays = (self.low >= self._odds) | (self.high <= -self._odds)
+        return sorted(row for row, flag in zip(self.rows, stays.tolist(), strict=True) if flag)
+
+    def responsibility(self) -> Responsibility:
+        """Return the statistics of the row; competitions are values."""
+        if not self.values:
+            return Responsibility(0)
+        h = self.entropy
+        quantiles = [h.quantile(q) for q in (0.05, 0.5, 0.95)]
+        summary = EntropySummary(h.mean, h.minimum, quantiles[0], quantiles[1], quantiles[2], h.maximum)
+        return Responsibility(
+            self.values,
+            summary,
+            normalized_entropy=h.mean / math.log(2) if h.mean is not None else None,
+            max=MaxSummary(self.share / self.values, _larger_share(quantiles[0])),
+            hard_fraction=self.hard / self.values,
+            saturated=self.saturated / self.values,
+            mean=self.mean / self.values,
+        )
+
+
+def _larger_share(nats: float | None) -> float | None:
+    """Return max(r, 1 - r) of the two-way distribution with this entropy (bisection; entropy falls as it grows)."""
+    if nats is None:
+        return None
+    low, high = 0.5, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        rest = 1 - middle
+        value = -middle * math.log(middle) - (rest * math.log(rest) if rest > 0 else 0.0)
+        low, high = (middle, high) if value > nats else (low, middle)
+    return (low + high) / 2
+
+
+def underflow(slope: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Return the derivative of a gate as the model's dtype has it: z (float64) -> dh/dz, exactly 0 where it underflows."""
+
+    def at(z: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            point = z.to(dtype).clone().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(slope(point).sum(), point)
+        return gradient.double()
+
+    return at
+
+
+def sum_of(values: Tensor, unit_dims: tuple[int, ...]) -> Tensor:
+    """Per-unit sums, float64 (see `chunks.reduce_sum`)."""
+    return reduce_sum(values, unit_dims)
