@@ -171,7 +171,9 @@ def _recurrent(trace: Trace) -> list[Site]:
         if kind is None or not any(v.param for v in call.inputs):
             continue
         form = gates.recurrent_form(kind)
-        site = Site("em", "logistic", form.label, {call}, call.inputs[0], call.out, "gate", 2, "on-off", form=form, op=call.op)
+        site = Site(
+            "em", "logistic", form.label, {call}, call.inputs[0], call.out, "gate", 2, "on-off", form=form, op=call.op
+        )
         site.owner = call
         if kind == "relu":
             site.verdict, site.mechanism, site.leaky = "hard", "threshold", False
@@ -229,5 +231,10 @@ def _note_logits(rows: list[Row], trace: Trace, goal: objective.Objective) -> No
     for output in trace.outputs[:1]:
         made = source(output).call
         for row in rows:
-            if row.order == (made.id if made else -1) and row.mechanism == "affine" and output.shape and output.shape[-1] > 1:
+            if (
+                row.order == (made.id if made else -1)
+                and row.mechanism == "affine"
+                and output.shape
+                and output.shape[-1] > 1
+            ):
                 row.note = "EM if trained with cross-entropy"

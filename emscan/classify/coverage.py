@@ -22,7 +22,8 @@ from emscan.trace.operators import (
 )
 
 _COMPARISONS = frozenset(
-    f"aten.{name}" for name in "gt ge lt le greater less greater_equal less_equal eq ne where masked_fill index_put".split()
+    f"aten.{name}"
+    for name in "gt ge lt le greater less greater_equal less_equal eq ne where masked_fill index_put".split()
 )
 COMPETITIVE = (
     (KINKED - _COMPARISONS) | TWO_WAY | SOFTMAX | LOG_PARTITION | SDPA | MAX_POOL | EXTREMUM | RANKING | BINARY_EXTREMUM

@@ -65,7 +65,9 @@ def posterior(scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None)
     return torch.nan_to_num(gradient)
 
 
-def _compare(r: Tensor, scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None) -> tuple[float, float, float]:
+def _compare(
+    r: Tensor, scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None
+) -> tuple[float, float, float]:
     expected = posterior(scores, axes, sink)
     total = r.double().sum(axes)
     if sink is not None:

@@ -9,7 +9,9 @@ import torch
 from emscan.trace.graph import Call, Value
 from emscan.trace.operators import CONTRACTION, JOIN, LOOKUP, PASS, VIEW, pointwise
 
-RESHAPES = VIEW - frozenset(f"aten.{name}" for name in "select slice narrow chunk split split_with_sizes unbind".split())
+RESHAPES = VIEW - frozenset(
+    f"aten.{name}" for name in "select slice narrow chunk split split_with_sizes unbind".split()
+)
 CLAMPS = frozenset(f"aten.{name}" for name in "clamp clamp_min clamp_max clip maximum nan_to_num".split())
 ADDS = frozenset(f"aten.{name}" for name in "add sub rsub subtract".split())
 PRODUCTS = frozenset(f"aten.{name}" for name in "mul multiply".split())
@@ -79,7 +81,9 @@ def descendants(value: Value, through: Callable[[Call], bool], limit: int = 400)
 
 def carries(call: Call) -> bool:
     """Whether a call passes scores on entry by entry: views, casts, arithmetic, masks, scatters."""
-    return call.op in VIEW or pointwise(call.op) or call.op in SCATTERS or call.op in JOIN or call.op == "emscan.mutated"
+    return (
+        call.op in VIEW or pointwise(call.op) or call.op in SCATTERS or call.op in JOIN or call.op == "emscan.mutated"
+    )
 
 
 def mixes(call: Call) -> bool:

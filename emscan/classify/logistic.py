@@ -29,8 +29,7 @@ NAMES: dict[str, Function] = {
 }
 # Operators that exponentiate and normalize two alternatives by themselves.
 OPERATORS = frozenset(
-    f"aten.{name}"
-    for name in "sigmoid tanh softplus log_sigmoid silu mish special_expit logaddexp logaddexp2 ".split()
+    f"aten.{name}" for name in "sigmoid tanh softplus log_sigmoid silu mish special_expit logaddexp logaddexp2 ".split()
 )
 # The exponential from which a hand-written one is made.
 EXPONENTIALS = frozenset(f"aten.{name}" for name in "exp exp2 expm1 pow cosh sinh special_exp2 special_expm1".split())

@@ -59,7 +59,11 @@ def owner_of(value: Value) -> Call | None:
         else:
             parents = list(call.inputs)
         scaled = any(v.param and not v.data for v in parents) and (call.op in NORMALIZATION or pointwise(call.op))
-        if fallback is None and scaled and (call.op in NORMALIZATION or call.op == "aten.sub" or any(v.data for v in parents)):
+        if (
+            fallback is None
+            and scaled
+            and (call.op in NORMALIZATION or call.op == "aten.sub" or any(v.data for v in parents))
+        ):
             fallback = call
         if fallback is call and not any(v.param and v.data for v in parents):
             return call  # parameters meet the raw input here: nothing nearer produced the values

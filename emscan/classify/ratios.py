@@ -114,7 +114,16 @@ def find(trace: Trace) -> list[Ratio]:
             if relation is None:
                 continue
             members = sum_found.members | {call} | extra
-            ratio = Ratio(call, sum_found.weights, sum_found.axes, relation, members, denominator, sum_found.guarded, sum_found.sink)
+            ratio = Ratio(
+                call,
+                sum_found.weights,
+                sum_found.axes,
+                relation,
+                members,
+                denominator,
+                sum_found.guarded,
+                sum_found.sink,
+            )
             if ratio.count >= 2 and _nonnegative(ratio.weights):
                 found.append(ratio)
     return found

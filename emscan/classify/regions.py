@@ -27,7 +27,9 @@ KINKED = frozenset(
     ).split()
 )
 # Operators that only scale, shift, compare for equality with nothing, or pass on.
-_AFFINE = frozenset(f"aten.{name}" for name in "add sub rsub mul div neg negative multiply divide subtract".split()) | PASS
+_AFFINE = (
+    frozenset(f"aten.{name}" for name in "add sub rsub mul div neg negative multiply divide subtract".split()) | PASS
+)
 CLAMPS = frozenset(f"aten.{name}" for name in "clamp clamp_min clamp_max clip maximum minimum max min".split())
 
 

@@ -22,6 +22,7 @@ class Row:
     module: str | None
     composition: str
     mechanism: Mechanism
+    key: object = None  # the same in every trace of one model
     sites: list[Site] = field(default_factory=list)
     calls: int = 1
     order: int = 0
@@ -38,7 +39,7 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
     names = owners.Names(trace, parameter_names)
     rows: dict[tuple[object, ...], Row] = {}
     ordinals: dict[tuple[object, ...], int] = {}
-    for site in sorted(sites, key=lambda s: (s.first if s.members else math.inf)):
+    for site in sorted(sites, key=lambda s: s.first if s.members else math.inf):
         _place(site, axes, trace)
         name, composition = _title(site, names)
         same_call = (id(site.owner) if site.owner else name, site.mechanism, _same_kind(site))
@@ -50,7 +51,7 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
             continue
         module = _module(site)
         order = site.first if site.members else len(trace.calls)
-        rows[key] = Row(name, module, composition, site.mechanism, [site], order=order)
+        rows[key] = Row(name, module, composition, site.mechanism, key, [site], order=order)
     found = list(rows.values())
     for row in found:
         row.calls = len(row.sites)
@@ -272,7 +273,7 @@ def _plain(trace: Trace, names: owners.Names, owning: set[int]) -> list[Row]:
         if key in rows:
             rows[key].calls += 1
             continue
-        rows[key] = Row(name, call.module or None, _plain_label(call), mechanism, order=call.id)
+        rows[key] = Row(name, call.module or None, _plain_label(call), mechanism, key, order=call.id)
     return list(rows.values())
 
 

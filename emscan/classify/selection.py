@@ -24,7 +24,9 @@ from emscan.trace.axes import Axes, is_binary_extremum, is_persistent, reduced_a
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import BINARY_EXTREMUM, EXTREMUM, MAX_POOL, PASS, REDUCTION, VIEW, pointwise
 
-_COUNTING = frozenset(f"aten.{name}" for name in "one_hot eq nonzero nonzero_numpy argwhere bincount histc sort argsort".split())
+_COUNTING = frozenset(
+    f"aten.{name}" for name in "one_hot eq nonzero nonzero_numpy argwhere bincount histc sort argsort".split()
+)
 
 
 def find(trace: Trace, axes: Axes, regions: Regions, claimed: set[Call]) -> list[Site]:

@@ -63,7 +63,11 @@ def _flat_intervals(curve: Curve) -> list[tuple[float, float]]:
     found = [(snap(low), snap(high)) for low, high in curve.flat]
     merged: list[tuple[float, float]] = []
     for low, high in found:  # a grid without zero splits nothing, but a step at a corner touches on both sides
-        if merged and low <= merged[-1][1] and _value(curve.function, (low, high)) == _value(curve.function, merged[-1]):
+        if (
+            merged
+            and low <= merged[-1][1]
+            and _value(curve.function, (low, high)) == _value(curve.function, merged[-1])
+        ):
             merged[-1] = (merged[-1][0], high)
         else:
             merged.append((low, high))

@@ -79,8 +79,17 @@ def sparse_projections(trace: Trace, regions: Regions, claimed: set[Call]) -> li
             scores = next((c.inputs[0] for c in sorted(members, key=lambda c: c.id) if c.op in RANKING), value)
             sites.append(
                 Site(
-                    "hard", "truncation", "Sparsemax", members, scores, value, "vector", value.shape[axis], "units",
-                    axes=(axis,), op=call.op,
+                    "hard",
+                    "truncation",
+                    "Sparsemax",
+                    members,
+                    scores,
+                    value,
+                    "vector",
+                    value.shape[axis],
+                    "units",
+                    axes=(axis,),
+                    op=call.op,
                 )  # fmt: skip
             )
             break

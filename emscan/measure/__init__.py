@@ -1,1 +1,25 @@
-"""measure."""
+"""Sites and a stream of batches -> statistics per row, in mergeable accumulators."""
+
+from __future__ import annotations
+
+from emscan.classify.site import Site
+from emscan.measure.alternative_meters import AlternativesMeter, AttentionMeter, SelectionMeter
+from emscan.measure.gate_meters import GateMeter, LogisticMeter
+from emscan.report.document import Thresholds
+
+Meter = GateMeter | LogisticMeter | AlternativesMeter | AttentionMeter | SelectionMeter
+
+__all__ = ["Meter", "meter_for"]
+
+
+def meter_for(site: Site, thresholds: Thresholds) -> Meter:
+    """Return the accumulator for a row whose calls look like ``site``."""
+    if site.attention is not None:
+        return AttentionMeter(site, thresholds)
+    if site.mechanism == "logistic":
+        return LogisticMeter(site, thresholds)
+    if site.mechanism in {"threshold", "smooth-gate"}:
+        return GateMeter(site, thresholds)
+    if site.mechanism == "selection":
+        return SelectionMeter(site, thresholds)
+    return AlternativesMeter(site, thresholds)

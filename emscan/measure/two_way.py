@@ -17,6 +17,9 @@ from emscan.measure.units import count_above
 from emscan.report.document import EntropySummary, MaxSummary, Responsibility, Thresholds
 
 
+Function = Callable[[Tensor], Tensor]
+
+
 def entropy(u: Tensor) -> Tensor:
     """Return H(sigmoid(u)) in nats, entry by entry."""
     size = u.abs()
@@ -36,15 +39,20 @@ class TwoWay:
         self.mean = 0.0
         self.share = 0.0  # sum of max(r, 1 - r)
         self.saturated, self.hard = 0, 0
+        self.on = torch.zeros(count, dtype=torch.int64)
+        self.per_unit = 0
         self.low = torch.full((count,), math.inf, dtype=torch.float64)
         self.high = torch.full((count,), -math.inf, dtype=torch.float64)
         self.entropy = Histogram(0.0, math.log(2.0))
         self.nonfinite = False
 
-    def update(self, u: Tensor, unit_dims: tuple[int, ...]) -> None:
-        """See log-odds; the axes in ``unit_dims`` index the units."""
-        for part in pieces(u, unit_dims):
-            odds = part if part.dtype in {torch.float32, torch.float64} else part.float()
+    def update(self, z: Tensor, unit_dims: tuple[int, ...], odds_of: Function | None = None) -> None:
+        """See energies z with log-odds ``odds_of(z)`` (z itself without it); ``unit_dims`` index the units."""
+        for part in pieces(z, unit_dims):
+            wide = part if part.dtype in {torch.float32, torch.float64} else part.float()
+            odds = odds_of(wide) if odds_of is not None else wide
+            self.on += count_above(odds, 0.0, unit_dims)
+            self.per_unit += part.numel() // len(self.rows)
             self.low = torch.minimum(self.low, reduce_min(odds, unit_dims))
             self.high = torch.maximum(self.high, reduce_max(odds, unit_dims))
             total = float(torch.sigmoid(odds).sum(dtype=torch.float64))
@@ -64,6 +72,7 @@ class TwoWay:
         self.values += other.values
         self.mean, self.share = self.mean + other.mean, self.share + other.share
         self.saturated, self.hard = self.saturated + other.saturated, self.hard + other.hard
+        self.on, self.per_unit = self.on + other.on, self.per_unit + other.per_unit
         self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
         self.entropy.merge(other.entropy)
         self.nonfinite = self.nonfinite or other.nonfinite
@@ -74,6 +83,21 @@ class TwoWay:
             return []
         stays = (self.low >= self._odds) | (self.high <= -self._odds)
         return sorted(row for row, flag in zip(self.rows, stays.tolist(), strict=True) if flag)
+
+    @classmethod
+    def joined(cls, parts: list[TwoWay], thresholds: Thresholds) -> TwoWay:
+        """Return one accumulator for disjoint sets of units of one layer."""
+        whole = cls(tuple(row for part in parts for row in part.rows), thresholds)
+        low, high, on = [part.low for part in parts], [part.high for part in parts], [part.on for part in parts]
+        whole.low, whole.high, whole.on = torch.cat(low), torch.cat(high), torch.cat(on)
+        whole.per_unit = max((part.per_unit for part in parts), default=0)
+        for part in parts:
+            whole.values += part.values
+            whole.mean, whole.share = whole.mean + part.mean, whole.share + part.share
+            whole.saturated, whole.hard = whole.saturated + part.saturated, whole.hard + part.hard
+            whole.entropy.merge(part.entropy)
+            whole.nonfinite = whole.nonfinite or part.nonfinite
+        return whole
 
     def responsibility(self) -> Responsibility:
         """Return the statistics of the row; competitions are values."""
@@ -106,18 +130,13 @@ def _larger_share(nats: float | None) -> float | None:
     return (low + high) / 2
 
 
-def underflow(slope: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def underflow(gate: Function, dtype: torch.dtype) -> Function:
     """Return the derivative of a gate as the model's dtype has it: z (float64) -> dh/dz, exactly 0 where it underflows."""
 
     def at(z: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             point = z.to(dtype).clone().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(slope(point).sum(), point)
+            (gradient,) = torch.autograd.grad(gate(point).sum(), point)
         return gradient.double()
 
     return at
-
-
-def sum_of(values: Tensor, unit_dims: tuple[int, ...]) -> Tensor:
-    """Per-unit sums, float64 (see `chunks.reduce_sum`)."""
-    return reduce_sum(values, unit_dims)

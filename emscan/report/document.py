@@ -188,6 +188,7 @@ class Layer:
     statistic: Statistic = "none"
     calls: int = 1
     note: str | None = None
+    flags: list[str] = field(default_factory=list)  # what rules go by: "double-normalization", "detached", ...
     alternatives: Alternatives | None = None
     conditions: Conditions = field(default_factory=Conditions)
     evidence: Evidence | None = None

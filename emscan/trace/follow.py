@@ -18,23 +18,38 @@ CallTap = Callable[[dict[str, Any], Any], None]
 
 
 @dataclass
+class Tap:
+    """One listener, and how many computations of its name it asked for: a model may compute the same thing twice."""
+
+    listen: Callable[..., None]
+    times: int = 1
+
+
+@dataclass
 class Taps:
     """What to hand out: tensors by the key of their computation, calls by theirs; ``known``: all keys seen so far.
 
-    A tap fires as often per pass as it was asked for: a model may compute the same thing twice.
+    ``role`` names a listener: the same role asking again for the same key waits for one more computation of it.
     """
 
-    values: dict[int, list[ValueTap]] = field(default_factory=dict)
-    calls: dict[int, list[CallTap]] = field(default_factory=dict)
+    values: dict[int, dict[object, Tap]] = field(default_factory=dict)
+    calls: dict[int, dict[object, Tap]] = field(default_factory=dict)
     known: set[int] = field(default_factory=set)
 
-    def on_value(self, key: int, tap: ValueTap) -> None:
-        """Ask for the tensor of every computation named ``key``."""
-        self.values.setdefault(key, []).append(tap)
+    def on_value(self, key: int, role: object, listen: ValueTap) -> None:
+        """Ask for the tensor of a computation named ``key``."""
+        _ask(self.values.setdefault(key, {}), role, listen)
 
-    def on_call(self, key: int, tap: CallTap) -> None:
-        """Ask for arguments (by schema name) and output of every call named ``key``."""
-        self.calls.setdefault(key, []).append(tap)
+    def on_call(self, key: int, role: object, listen: CallTap) -> None:
+        """Ask for arguments (by schema name) and output of a call named ``key``."""
+        _ask(self.calls.setdefault(key, {}), role, listen)
+
+
+def _ask(roles: dict[object, Tap], role: object, listen: Callable[..., None]) -> None:
+    if role in roles:
+        roles[role].times += 1
+    else:
+        roles[role] = Tap(listen)
 
 
 class Follower(Tracker):
@@ -43,7 +58,7 @@ class Follower(Tracker):
     def __init__(self, leaves: Leaves, taps: Taps, watched: frozenset[str]) -> None:
         super().__init__(leaves)
         self._taps, self._watched = taps, watched
-        self._fired: Counter[int] = Counter()
+        self._fired: Counter[tuple[str, int]] = Counter()
         self.unseen: set[str] = set()
 
     def before(self, func: Any, key: int, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
@@ -60,26 +75,25 @@ class Follower(Tracker):
     def after(self, call: Any, func: Any, key: int, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
         """Feed the taps of this call and of its outputs."""
         if call is not None:
-            for call_tap in self._turn(key, self._taps.calls[key]):
-                call_tap(call, outputs[0] if len(outputs) == 1 else outputs)
+            self._hand_out("call", key, self._taps.calls[key], call, outputs[0] if len(outputs) == 1 else outputs)
         for index, tensor in enumerate(outputs):
             name = hash((key, index)) if index else key
             taps = self._taps.values.get(name)
             if taps:
-                for tap in self._turn(name, taps):
-                    tap(tensor)
+                self._hand_out("value", name, taps, tensor)
 
     def feed_inputs(self, inputs: dict[str, Tensor]) -> None:
         """Feed taps on the inputs themselves."""
         for tensor in inputs.values():
-            for tap in self._taps.values.get(self.key_of(tensor), ()):
-                tap(tensor)
+            key = self.key_of(tensor)
+            self._hand_out("value", key, self._taps.values.get(key, {}), tensor)
 
-    def _turn(self, key: int, taps: list[Any]) -> list[Any]:
-        """Return the tap whose turn it is: the n-th computation of a name feeds the n-th that asked, then nobody."""
-        turn = self._fired[key]
-        self._fired[key] += 1
-        return taps[turn : turn + 1]
+    def _hand_out(self, kind: str, key: int, taps: dict[object, Tap], *what: Any) -> None:
+        turn = self._fired[kind, key]
+        self._fired[kind, key] += 1
+        for tap in taps.values():
+            if turn < tap.times:
+                tap.listen(*what)
 
 
 def follow(

@@ -43,9 +43,17 @@ def img(n=8, c=3, s=16):
 
 
 # ---- the seed's own table -------------------------------------------------------------------
-@case(("hard", "threshold", 2), ("hard", "threshold", 2), ("hard", "threshold", 2), ("em", "softmax", 10), objective="cross-entropy")
+@case(
+    ("hard", "threshold", 2),
+    ("hard", "threshold", 2),
+    ("hard", "threshold", 2),
+    ("em", "softmax", 10),
+    objective="cross-entropy",
+)
 def typical_relu_classifier():
-    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10)), vec()
+    return nn.Sequential(
+        nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10)
+    ), vec()
 
 
 @case(("em", "logistic", 2), ("em", "softmax", 10))
@@ -112,7 +120,17 @@ def relu_module_reused():
 
 @case(("hard", "threshold", 2), ("hard", "selection", 4), ("hard", "threshold", 2))
 def cnn_with_max_pool():
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval(), img()
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    ).eval(), img()
 
 
 # ---- logistic (two-way) competition ---------------------------------------------------------
@@ -282,7 +300,11 @@ def attention_sdpa_causal():
 
 @case(("em", "softmax", 6))
 def attention_by_einsum():
-    return Attention(lambda q, k, v: torch.einsum("bhqk,bhkd->bhqd", torch.einsum("bhqd,bhkd->bhqk", q, k).div(math.sqrt(8)).softmax(-1), v)), seq()
+    return Attention(
+        lambda q, k, v: torch.einsum(
+            "bhqk,bhkd->bhqd", torch.einsum("bhqd,bhkd->bhqk", q, k).div(math.sqrt(8)).softmax(-1), v
+        )
+    ), seq()
 
 
 @case(("em", "softmax", 6))

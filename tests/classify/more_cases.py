@@ -474,7 +474,11 @@ def _talking(q, k, v):
 for _name, _core, _k in (
     ("attention_masked", _masked, 6),
     ("attention_additive_mask", _additive, 6),
-    ("attention_sdpa_boolean", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(6, 6).tril().bool()), 6),
+    (
+        "attention_sdpa_boolean",
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(6, 6).tril().bool()),
+        6,
+    ),
     ("attention_normalized_last", _unnormalized_first, 6),
     ("attention_sink_joined", _sink_joined, 7),
     ("attention_sink_constant", _sink_constant, 7),
