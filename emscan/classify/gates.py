@@ -52,10 +52,26 @@ class Reading:
     region: Region
 
 
+_KNOWN: dict[tuple[object, ...], tuple[str, GateForm] | None] = {}
+
+
 def read(region: Region) -> Reading | None:
-    """Return what competes in a region; None where nothing does."""
+    """Return what competes in a region; None where nothing does. The same arithmetic is read once."""
     if not region.nonlinear:
         return None
+    signature = region.signature()
+    if signature not in _KNOWN:
+        if len(_KNOWN) > 256:
+            _KNOWN.clear()
+        found = _read(region)
+        if found is not None and found.region is not region:
+            return found
+        _KNOWN[signature] = (found.mechanism, found.form) if found is not None else None
+    known = _KNOWN[signature]
+    return Reading(known[0], known[1], region) if known is not None else None
+
+
+def _read(region: Region) -> Reading | None:
     operators = {call.op for call in region.calls}
     skip = frozenset[str]()
     guards = {call.op for call in region.calls if is_guard(call)}

@@ -84,12 +84,35 @@ class Region:
             known[call.out.id] = call.func(*args, **kwargs)
         return known[self.end.id]
 
+    def signature(self) -> tuple[object, ...]:
+        """Return what determines the function: operators, plain arguments, constants, and what uses the results."""
+        places = {self.base.id: 0, **{call.out.id: n + 1 for n, call in enumerate(self.calls)}}
+
+        def name(leaf: object) -> object:
+            if not isinstance(leaf, Value):
+                return leaf if isinstance(leaf, int | float | bool | str | type(None)) else repr(leaf)
+            if leaf.id in places:
+                return "value", places[leaf.id]
+            return "constant", float(_representative(leaf)), _uniform(leaf.tensor) if leaf.tensor is not None else None
+
+        parts = [(c.func, _frozen(substitute(c.args, name)), _frozen(substitute(c.kwargs, name))) for c in self.calls]
+        guards = tuple(len(call.out.users) == 1 and call.out.users[0].op for call in self.calls)
+        return (*parts, guards, self.base.dtype)
+
     @property
     def scalar(self) -> bool:
         """Whether the same function holds for every entry: no constant differs between units."""
         inside = {self.base.id, *(call.out.id for call in self.calls)}
         outside = [v for call in self.calls for v in call.inputs if v.id not in inside]
         return all(v.tensor is not None and _uniform(v.tensor) for v in outside)
+
+
+def _frozen(tree: object) -> object:
+    if isinstance(tree, list | tuple):
+        return tuple(_frozen(item) for item in tree)
+    if isinstance(tree, dict):
+        return tuple((key, _frozen(item)) for key, item in sorted(tree.items()))
+    return tree
 
 
 def _own(leaf: object, known: dict[int, Tensor]) -> object:

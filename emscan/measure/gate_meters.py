@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,7 +70,9 @@ class GateMeter:
 
     def _accumulator(self, rows: tuple[int, ...], form: GateForm) -> GateUnits:
         if self._units is None or len(self._units.rows) != len(rows):
-            self._units = GateUnits(rows, form.on_above, form.flat, form.stuck)
+            smooth = self._site.mechanism == "smooth-gate"
+            slope = underflow(form.function, self._site.energies.dtype) if smooth else None
+            self._units = GateUnits(rows, form.on_above, form.flat, form.stuck, slope)
         return self._units
 
     def _by_gradient(self, units: GateUnits, region: Region, layout: Layout, z: Tensor) -> None:
@@ -94,9 +97,7 @@ class GateMeter:
         units, form = self._units, self._site.form
         if units is None or form is None or not (units.values or units.magnitudes):
             return None, None, []
-        smooth = self._site.mechanism == "smooth-gate"
-        derivative = underflow(form.function, self._site.energies.dtype) if smooth else None
-        found = units.components(self._thresholds, samples, derivative)
+        found = units.components(self._thresholds, samples)
         found.provably_dead = _proved(self._site)
         return found, None, ["non-finite"] if units.nonfinite else []
 
@@ -139,7 +140,6 @@ class LogisticMeter:
     def __init__(self, site: Site, thresholds: Thresholds) -> None:
         self._site, self._thresholds = site, thresholds
         self._parts: dict[tuple[int, ...], TwoWay] = {}
-        self._gates: list[tuple[TwoWay, GateForm, torch.dtype]] = []
 
     def attach(self, site: Site, axes: Axes, taps: Taps) -> None:
         """Watch one call of the layer."""
@@ -162,8 +162,7 @@ class LogisticMeter:
 
     def _part(self, rows: tuple[int, ...], form: GateForm, dtype: torch.dtype) -> TwoWay:
         if rows not in self._parts:
-            self._parts[rows] = TwoWay(rows, self._thresholds)
-            self._gates.append((self._parts[rows], form, dtype))
+            self._parts[rows] = TwoWay(rows, self._thresholds, underflow(self._passing(form), dtype))
         return self._parts[rows]
 
     def _recurrent(self, site: Site, named: dict[str, Any]) -> None:
@@ -186,7 +185,7 @@ class LogisticMeter:
             return None, None, []
         whole = TwoWay.joined(parts, self._thresholds)
         order = torch.tensor(whole.rows).argsort()
-        dead = sorted(row for gate in self._gates for row in self._underflowed(*gate))
+        dead = sorted(row for part in parts for row in part.dead())
         found = Components(
             "units",
             len(whole.rows),
@@ -197,19 +196,13 @@ class LogisticMeter:
         )
         return found, whole.responsibility(), ["non-finite"] if whole.nonfinite else []
 
-    def _underflowed(self, part: TwoWay, form: GateForm, dtype: torch.dtype) -> list[int]:
-        """Return units whose r(1 - r) is exactly 0 in the model's dtype all over the range of their odds."""
-        if not part.values:
-            return []
-        slope = underflow(torch.sigmoid, dtype)
+    def _passing(self, form: GateForm) -> Callable[[Tensor], Tensor]:
+        """Return a function of the odds with the derivative that such a gate passes: 0 where r underflows."""
         if form.statistic == "log":
-            slope = underflow(torch.nn.functional.logsigmoid, dtype)
-        elif form.statistic in {"gate", "log-partition"} and self._site.op not in RECURRENT:
-            slope = underflow(torch.nn.functional.softplus, dtype)  # these pass gradient on the on side: r itself
-        ends = torch.stack([part.low, part.high])
-        crosses = (part.low <= 0) & (part.high >= 0)
-        gone = (slope(ends) == 0).all(0) & ~crosses
-        return [row for row, flag in zip(part.rows, gone.tolist(), strict=True) if flag]
+            return torch.nn.functional.logsigmoid
+        if form.statistic in {"gate", "log-partition"} and self._site.op not in RECURRENT:
+            return torch.nn.functional.softplus  # value times share, and log Z: gradient on the on side is r itself
+        return torch.sigmoid
 
 
 def _second_half(layout: Layout, dim: int, rank: int) -> Layout:

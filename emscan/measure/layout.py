@@ -68,10 +68,9 @@ def layout_of(dims: Dims, owner_names: tuple[str, ...], fallback: int = -1) -> L
         if len(shape) == start:
             shape.append(None)
         pattern.append(len(shape) - start)
-    rows = [
-        sum(factor.start + factor.step * i for (_, factor), i in zip(units, index, strict=True))
-        for index in itertools.product(*(range(factor.size) for _, factor in units))
-    ]
+    rows = [0]
+    for _, factor in units:
+        rows = [row + factor.start + factor.step * i for row in rows for i in range(factor.size)]
     return Layout(tuple(shape), tuple(pattern), tuple(axis for axis, _ in units), tuple(rows))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emscan.measure.chunks import pieces, reduce_max, reduce_min, reduce_sum
 from emscan.measure.histogram import Histogram
-from emscan.measure.units import count_above
+from emscan.measure.units import Derivative, Underflow, count_above
 from emscan.report.document import EntropySummary, MaxSummary, Responsibility, Thresholds
 
 
@@ -30,7 +30,9 @@ def entropy(u: Tensor) -> Tensor:
 class TwoWay:
     """Responsibilities of the upper side over all units and values; per unit, the range of u."""
 
-    def __init__(self, rows: tuple[int, ...], thresholds: Thresholds) -> None:
+    def __init__(
+        self, rows: tuple[int, ...], thresholds: Thresholds, derivative: Derivative | None = None
+    ) -> None:
         count = len(rows)
         self.rows = rows
         self._odds = math.log(thresholds.saturated / (1 - thresholds.saturated))
@@ -43,6 +45,8 @@ class TwoWay:
         self.per_unit = 0
         self.low = torch.full((count,), math.inf, dtype=torch.float64)
         self.high = torch.full((count,), -math.inf, dtype=torch.float64)
+        self._moves = torch.zeros(count, dtype=torch.bool)  # known to leave both ends: neither frozen nor dead
+        self.underflow = Underflow(count, derivative) if derivative is not None else None
         self.entropy = Histogram(0.0, math.log(2.0))
         self.nonfinite = False
 
@@ -53,8 +57,8 @@ class TwoWay:
             odds = odds_of(wide) if odds_of is not None else wide
             self.on += count_above(odds, 0.0, unit_dims)
             self.per_unit += part.numel() // len(self.rows)
-            self.low = torch.minimum(self.low, reduce_min(odds, unit_dims))
-            self.high = torch.maximum(self.high, reduce_max(odds, unit_dims))
+            if not bool(self._moves.all()):
+                self._range(odds, unit_dims)
             total = float(torch.sigmoid(odds).sum(dtype=torch.float64))
             self.nonfinite = self.nonfinite or not math.isfinite(total)
             self.mean += total
@@ -67,6 +71,15 @@ class TwoWay:
             self.entropy.update(entropy(odds))
             self.values += part.numel()
 
+    def _range(self, odds: Tensor, unit_dims: tuple[int, ...]) -> None:
+        """Follow the range of every unit until all are known to move: in a sound network, one piece."""
+        self.low = torch.minimum(self.low, reduce_min(odds, unit_dims))
+        self.high = torch.maximum(self.high, reduce_max(odds, unit_dims))
+        self._moves = (self.low < self._odds) & (self.high > -self._odds)
+        if self.underflow is not None:
+            self.underflow.update(odds, unit_dims)
+            self._moves &= self.underflow.alive
+
     def merge(self, other: TwoWay) -> None:
         """Add what another probe shard has shown."""
         self.values += other.values
@@ -74,8 +87,17 @@ class TwoWay:
         self.saturated, self.hard = self.saturated + other.saturated, self.hard + other.hard
         self.on, self.per_unit = self.on + other.on, self.per_unit + other.per_unit
         self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        self._moves |= other._moves
+        if self.underflow is not None and other.underflow is not None:
+            self.underflow.alive |= other.underflow.alive
         self.entropy.merge(other.entropy)
         self.nonfinite = self.nonfinite or other.nonfinite
+
+    def dead(self) -> list[int]:
+        """Return the units whose derivative is exactly 0, by underflow, on every value."""
+        if self.underflow is None or not self.values:
+            return []
+        return sorted(row for row, alive in zip(self.rows, self.underflow.alive.tolist(), strict=True) if not alive)
 
     def frozen(self) -> list[int]:
         """Return the units whose r stays at or beyond 0.99 of one side on every value."""

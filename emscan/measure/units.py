@@ -16,6 +16,7 @@ from torch import Tensor
 from emscan.measure.chunks import Scratch, pieces, reduce_max, reduce_min, reduce_sum
 from emscan.report.document import Components, Thresholds
 
+Derivative = Callable[[Tensor], Tensor]
 _scratch = Scratch()
 
 
@@ -48,6 +49,7 @@ class GateUnits:
         on_above: float = 0.0,
         flat: tuple[tuple[float, float], ...] = (),
         stuck: tuple[float, ...] = (),
+        derivative: Derivative | None = None,
     ) -> None:
         count = len(rows)
         self.rows, self.on_above, self.flat, self.stuck = rows, on_above, flat, stuck
@@ -57,8 +59,7 @@ class GateUnits:
         self.in_flat = torch.zeros(max(1, len(flat)), count, dtype=torch.int64)
         self.magnitude = torch.zeros(count, dtype=torch.float64)
         self.magnitudes = 0
-        self.low = torch.full((count,), math.inf, dtype=torch.float64)
-        self.high = torch.full((count,), -math.inf, dtype=torch.float64)
+        self.underflow = Underflow(count, derivative) if derivative is not None else None
         self.nonfinite = False
 
     def update_output(self, h: Tensor, unit_dims: tuple[int, ...]) -> None:
@@ -72,7 +73,7 @@ class GateUnits:
             self.values += part.numel() // len(self.rows)
 
     def update_energy(self, z: Tensor, unit_dims: tuple[int, ...]) -> None:
-        """See energies: on and active counts, and the range."""
+        """See energies: on and active counts, and whether a gate that is flat nowhere underflows."""
         for part in pieces(z, unit_dims):
             count = part.numel() // len(self.rows)
             self.on += count_above(part, self.on_above, unit_dims)
@@ -83,8 +84,8 @@ class GateUnits:
                 flat += inside
             self.active += count - flat
             self.values += count
-            self.low = torch.minimum(self.low, reduce_min(part, unit_dims))
-            self.high = torch.maximum(self.high, reduce_max(part, unit_dims))
+            if self.underflow is not None:
+                self.underflow.update(part, unit_dims)
 
     def update_active(self, active: Tensor, on: Tensor, unit_dims: tuple[int, ...]) -> None:
         """See where a gate passes gradient and where it is on, for gates that differ from unit to unit (bool tensors)."""
@@ -112,20 +113,17 @@ class GateUnits:
         for mine, theirs in ((self.on, other.on), (self.active, other.active), (self.in_flat, other.in_flat)):
             mine += theirs
         self.magnitude += other.magnitude
-        self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        if self.underflow is not None and other.underflow is not None:
+            self.underflow.alive |= other.underflow.alive
         self.nonfinite = self.nonfinite or other.nonfinite
 
-    def components(
-        self, thresholds: Thresholds, samples: int, derivative: Callable[[Tensor], Tensor] | None = None
-    ) -> Components:
-        """Return the lists of the report. ``derivative``: the gate's, in the model's dtype, for gates flat nowhere:
-        their units are dead only if it underflows to exactly 0 at every extreme of their energies."""
+    def components(self, thresholds: Thresholds, samples: int) -> Components:
+        """Return the lists of the report; ``samples``: how many the probe had, for the bound on what was never seen."""
         seen = self.values > 0
         numeric = torch.zeros(len(self.rows), dtype=torch.bool)
-        if self.flat or derivative is None:
-            dead = (self.active == 0) & seen if self.flat else numeric
-        else:
-            dead = numeric = _underflowed(self.low, self.high, derivative) & seen
+        dead = (self.active == 0) & seen if self.flat else numeric
+        if self.underflow is not None:
+            dead = numeric = ~self.underflow.alive & seen
         on_rate = self.on.double() / max(1, self.values)
         rare = (on_rate < thresholds.rare) & ~dead & seen
         mean = self.magnitude / max(1, self.magnitudes)
@@ -133,10 +131,11 @@ class GateUnits:
         dormant = (mean <= thresholds.dormant * layer) & ~dead & ~rare & (self.magnitudes > 0)
         linear = (self.on == self.values) & (self.active == self.values) & seen
         order = torch.tensor(self.rows).argsort()
+        rows = torch.tensor(self.rows)[order]
         stuck = self._stuck(dead)
 
         def listed(flags: Tensor) -> list[int]:
-            return [self.rows[i] for i in order.tolist() if flags[i]]
+            return rows[flags[order]].tolist()
 
         never_on = bool((self.on == 0).any()) and seen
         return Components(
@@ -147,18 +146,40 @@ class GateUnits:
             dormant=listed(dormant),
             linear=listed(linear & ~dead),
             numeric=bool(numeric.any()),
-            stuck_at=[stuck[i] for i in order.tolist() if dead[i]] if any(v for v in stuck if v) else None,
+            stuck_at=[stuck[i] for i in order[dead[order]].tolist()] if any(stuck.values()) else None,
             on_rate=on_rate[order].tolist() if seen else None,
             upper_bound=upper_bound(samples, thresholds.confidence) if never_on else None,
         )
 
-    def _stuck(self, dead: Tensor) -> list[float | None]:
-        """Return the one output a dead unit gives; None where it moves between two flat stretches."""
-        found: list[float | None] = []
-        for i in range(len(self.rows)):
+    def _stuck(self, dead: Tensor) -> dict[int, float | None]:
+        """Return the one output each dead unit gives; None where it moves between two flat stretches."""
+        found: dict[int, float | None] = {}
+        for i in dead.nonzero().flatten().tolist():
             visited = [s for s, n in zip(self.stuck, self.in_flat[:, i].tolist(), strict=False) if n]
-            found.append(visited[0] if bool(dead[i]) and len(visited) == 1 else None)
+            found[i] = visited[0] if len(visited) == 1 else None
         return found
+
+
+class Underflow:
+    """Units of a gate that is flat nowhere: alive once one value has a derivative that is not exactly 0.
+
+    ``derivative``: the gate's, in the model's dtype. Looks only until every unit is known to live, which in a sound
+    network is after the first piece.
+    """
+
+    def __init__(self, count: int, derivative: Derivative) -> None:
+        self.alive = torch.zeros(count, dtype=torch.bool)
+        self._derivative = derivative
+
+    def update(self, z: Tensor, unit_dims: tuple[int, ...]) -> None:
+        """See energies: slopes at the ends of each unit's range here and at its value nearest to 0 decide."""
+        if bool(self.alive.all()):
+            return
+        low, high = reduce_min(z, unit_dims), reduce_max(z, unit_dims)
+        near = reduce_min(z.abs(), unit_dims)
+        at = torch.stack([low, high, torch.where(high < 0, -near, near), torch.where(low > 0, near, -near)])
+        slopes = self._derivative(torch.nan_to_num(at))
+        self.alive |= (slopes != 0).any(0)
 
 
 def _fits(part: Tensor) -> bool:
@@ -171,13 +192,3 @@ def _inside(part: Tensor, low: float, high: float, unit_dims: tuple[int, ...], c
         return count - count_above(part, high, unit_dims)
     from_low = count_above(part, low, unit_dims, or_equal=True)
     return from_low if math.isinf(high) else from_low - count_above(part, high, unit_dims)
-
-
-def _underflowed(low: Tensor, high: Tensor, derivative: Callable[[Tensor], Tensor]) -> Tensor:
-    """Units whose derivative is exactly 0 at both ends of their range and at the point nearest to 0 in it."""
-    nearest = torch.where((low <= 0) & (high >= 0), torch.zeros_like(low), torch.minimum(low.abs(), high.abs()))
-    nearest = torch.where(high < 0, -nearest, nearest)
-    at = torch.stack([low, high, nearest])
-    ok = at.isfinite().all(0)
-    slopes = derivative(torch.where(at.isfinite(), at, torch.zeros_like(at)))
-    return (slopes == 0).all(0) & ok

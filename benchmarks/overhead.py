@@ -1,0 +1,231 @@
+"""Time and peak memory of an audit over a plain forward of the same probe: `python benchmarks/overhead.py`.
+
+Both run under `inference_mode` on the same batches, in turn (A B A B ...) so that a busy machine slows both; the ratio
+is that of the medians. Peak memory is the largest resident set of a process that does nothing else, one process per
+measurement, imports included. One warm-up of each is left out, so the time of imports is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its probe and the batch size."""
+
+    title: str
+    network: Callable[[], nn.Module]
+    probe: Callable[[], Tensor]
+    batch_size: int
+    repeats: int
+
+
+class Convolutional(nn.Module):
+    """Eight 3 x 3 convolutions of 64 to 256 channels, each with BatchNorm and ReLU; images of 32 x 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, 64, 64, 128, 128, 256, 256, 256, 256]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in itertools.pairwise(widths)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            x = F.relu(norm(convolution(x)))
+            if index in (1, 3):
+                x = F.max_pool2d(x, 2)
+        return self.head(x.mean((2, 3)))
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm attention and feed-forward, as in BERT."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        x = self.norm1(x + self.out(mixed))
+        return self.norm2(x + self.down(F.gelu(self.up(x))))
+
+
+class Encoder(nn.Module):
+    """Token ids (N, 128) -> (N, 2): 6 layers, width 384, 6 heads, GELU."""
+
+    def __init__(self, vocabulary: int = 8192, width: int = 384, depth: int = 6, tokens: int = 128) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(tokens, width)
+        self.norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(EncoderLayer(width, 6) for _ in range(depth))
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.norm(self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device)))
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x[:, 0])
+
+
+def perceptron() -> nn.Module:
+    """Return a small classifier with two hidden layers."""
+    return nn.Sequential(nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def images() -> Tensor:
+    """Return 128 images."""
+    return torch.randn(128, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def ids() -> Tensor:
+    """Return 32 sequences of 128 token ids."""
+    return torch.randint(0, 8192, (32, 128), generator=torch.Generator().manual_seed(1))
+
+
+def vectors() -> Tensor:
+    """Return a million samples."""
+    return torch.randn(1_000_000, 32, generator=torch.Generator().manual_seed(1))
+
+
+CASES = {
+    "cnn": Case("CNN, 8 convolutions, 64 to 256 channels, 128 images of 32 x 32", Convolutional, images, 32, 7),
+    "encoder": Case("encoder, 6 layers, width 384, 32 sequences of 128 tokens", Encoder, ids, 8, 7),
+    "mlp": Case("MLP 32-128-128-10, 1,000,000 samples", perceptron, vectors, 8192, 7),
+}
+
+
+def build(case: Case) -> tuple[nn.Module, Tensor]:
+    """Return the network in eval mode and the probe, the same at every call."""
+    torch.manual_seed(0)
+    return case.network().eval(), case.probe()
+
+
+def plain(model: nn.Module, probe: Tensor, case: Case) -> None:
+    """Run the network on every batch."""
+    with torch.inference_mode():
+        for batch in probe.split(case.batch_size):
+            model(batch)
+
+
+def audited(model: nn.Module, probe: Tensor, case: Case) -> None:
+    """Audit the network on the same batches."""
+    import emscan
+
+    report = emscan.audit(model, probe, batch_size=case.batch_size)
+    assert report.probe.samples == len(probe)
+
+
+RUNS = {"plain": plain, "audit": audited}
+
+
+def timed(case: Case, repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of each run, plain and audit in turn."""
+    model, probe = build(case)
+    seconds: dict[str, list[float]] = {name: [] for name in RUNS}
+    for repeat in range(repeats + 1):
+        for name, run in RUNS.items():
+            start = time.perf_counter()
+            run(model, probe, case)
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peaks(name: str, repeats: int, threads: int) -> dict[str, list[float]]:
+    """Return the peak resident memory of each run in MiB, one process per measurement."""
+    found: dict[str, list[float]] = {kind: [] for kind in RUNS}
+    for _ in range(repeats):
+        for kind in RUNS:
+            command = [sys.executable, __file__, "--peak", kind, "--case", name, "--threads", str(threads)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found[kind].append(float(done.stdout))
+    return found
+
+
+def peak(kind: str, name: str) -> float:
+    """Do one run and return the peak resident memory of this process in MiB."""
+    case = CASES[name]
+    RUNS[kind](*build(case), case)
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss of a new process starts at its parent's
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def ratio(values: dict[str, list[float]]) -> dict[str, float]:
+    """Return both medians, their ratio, and the range of the ratios of neighbouring runs."""
+    pairs = [audit / alone for alone, audit in zip(values["plain"], values["audit"], strict=True)]
+    alone, audit = statistics.median(values["plain"]), statistics.median(values["audit"])
+    return {"plain": alone, "audit": audit, "ratio": audit / alone, "lowest": min(pairs), "highest": max(pairs)}
+
+
+def main() -> None:
+    """Measure the cases asked for and print a line for each quantity."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=CASES, action="append", help="one case; may be repeated (default: all)")
+    parser.add_argument("--repeats", type=int, help="timed pairs per case (default: 7)")
+    parser.add_argument("--memory-repeats", type=int, default=3, help="processes per kind for peak memory (0: none)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
+    parser.add_argument("--peak", choices=RUNS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    names = options.case or list(CASES)
+    if options.peak:
+        print(peak(options.peak, names[0]))
+        return
+    results = {}
+    for name in names:
+        case = CASES[name]
+        results[name] = {"time": ratio(timed(case, options.repeats or case.repeats))}
+        if options.memory_repeats:
+            results[name]["memory"] = ratio(peaks(name, options.memory_repeats, options.threads))
+        if not options.json:
+            show(case, results[name])
+    if options.json:
+        print(json.dumps({"torch": torch.__version__, "threads": options.threads, "cases": results}, indent=2))
+
+
+def show(case: Case, measured: dict[str, dict[str, float]]) -> None:
+    """Print what was measured for one case."""
+    print(case.title)
+    for quantity, unit in (("time", "s"), ("memory", "MiB")):
+        if quantity in measured:
+            m = measured[quantity]
+            digits = 3 if unit == "s" else 0
+            print(
+                f"  {quantity:6}  audit {m['audit']:.{digits}f} {unit} / plain {m['plain']:.{digits}f} {unit}"
+                f" = {m['ratio']:.3f}  (pairs {m['lowest']:.3f} to {m['highest']:.3f})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
