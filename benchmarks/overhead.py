@@ -98,13 +98,13 @@ def perceptron() -> nn.Module:
 
 
 def images() -> Tensor:
-    """Return 128 images."""
-    return torch.randn(128, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    """Return 256 images."""
+    return torch.randn(256, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def ids() -> Tensor:
-    """Return 32 sequences of 128 token ids."""
-    return torch.randint(0, 8192, (32, 128), generator=torch.Generator().manual_seed(1))
+    """Return 64 sequences of 128 token ids."""
+    return torch.randint(0, 8192, (64, 128), generator=torch.Generator().manual_seed(1))
 
 
 def vectors() -> Tensor:
@@ -113,9 +113,9 @@ def vectors() -> Tensor:
 
 
 CASES = {
-    "cnn": Case("CNN, 8 convolutions, 64 to 256 channels, 128 images of 32 x 32", Convolutional, images, 32, 7),
-    "encoder": Case("encoder, 6 layers, width 384, 32 sequences of 128 tokens", Encoder, ids, 8, 7),
-    "mlp": Case("MLP 32-128-128-10, 1,000,000 samples", perceptron, vectors, 8192, 7),
+    "cnn": Case("CNN, 8 convolutions, 64 to 256 channels, 256 images of 32 x 32", Convolutional, images, 64, 5),
+    "encoder": Case("encoder, 6 layers, width 384, 64 sequences of 128 tokens", Encoder, ids, 16, 5),
+    "mlp": Case("MLP 32-128-128-10, 1,000,000 samples", perceptron, vectors, 8192, 5),
 }
 
 
@@ -190,7 +190,7 @@ def main() -> None:
     """Measure the cases asked for and print a line for each quantity."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, action="append", help="one case; may be repeated (default: all)")
-    parser.add_argument("--repeats", type=int, help="timed pairs per case (default: 7)")
+    parser.add_argument("--repeats", type=int, help="timed pairs per case (default: 5)")
     parser.add_argument("--memory-repeats", type=int, default=3, help="processes per kind for peak memory (0: none)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")

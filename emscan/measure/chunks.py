@@ -33,13 +33,25 @@ class Scratch:
         self._buffers: dict[torch.device, Tensor] = {}
 
     def like(self, tensor: Tensor) -> Tensor:
-        """Return an uninitialized float32 tensor of the shape of ``tensor``; valid until the next call."""
+        """Return an uninitialized float32 tensor of the shape and memory order of ``tensor``; valid until the next call.
+
+        The same order lets element-wise kernels run straight through channels-last and transposed tensors.
+        """
         count = tensor.numel()
         buffer = self._buffers.get(tensor.device)
         if buffer is None or buffer.numel() < count:
             buffer = torch.empty(max(count, PIECE), dtype=torch.float32, device=tensor.device)
             self._buffers[tensor.device] = buffer
-        return buffer[:count].view(tensor.shape)
+        return buffer.as_strided(tensor.shape, _dense_strides(tensor))
+
+
+def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Return strides without gaps or overlaps, in the order of the strides of ``tensor``."""
+    strides, step = [1] * tensor.dim(), 1
+    for axis in sorted(range(tensor.dim()), key=lambda a: (tensor.stride(a), -a)):
+        strides[axis] = step
+        step *= tensor.shape[axis]
+    return tuple(strides)
 
 
 def others(tensor: Tensor, unit_dims: tuple[int, ...]) -> list[int]:

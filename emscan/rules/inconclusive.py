@@ -1,0 +1,62 @@
+"""EM9xx: what this audit cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from emscan.report.document import Report
+from emscan.rules.registry import Hit, rule
+
+
+@rule("EM901", "unclassified-operator", "note")
+def unclassified_operator(report: Report) -> Iterator[Hit]:
+    """An operator that emscan does not know could hide a competition.
+
+    What it finds: custom or unknown operators on values that depend on parameters.
+
+    Why it matters: nothing is claimed about what they do; the audit is inconclusive (exit status 3).
+
+    What to do: run the model with the plain implementation of that operator, where it has one.
+    """
+    for unknown in report.coverage.unclassified:
+        where = f" in {unknown.where}" if unknown.where else ""
+        yield Hit(
+            f"{unknown.op}{where}: not classified ({unknown.calls} call{'s' if unknown.calls != 1 else ''})",
+            help="audit the model with the plain implementation of this operator",
+        )
+
+
+@rule("EM902", "nothing-classified", "note")
+def nothing_classified(report: Report) -> Iterator[Hit]:
+    """The audit found no layer at all.
+
+    What it finds: a file that holds weights and no architecture, or a model in which no parametrized operation ran.
+
+    Why it matters: no finding here means nothing was looked at.
+
+    What to do: name the architecture with --model, or check that the probe reaches the model's layers.
+    """
+    if not report.layers:
+        weights = report.model.format.endswith("state-dict") or report.model.format == "safetensors"
+        yield Hit(
+            "weights without an architecture: nothing was run" if weights else "no parametrized operation ran",
+            help="name the architecture: --model file.py:callable or package.module:callable" if weights else "",
+        )
+
+
+@rule("EM903", "synthetic-probe", "note")
+def synthetic_probe(report: Report) -> Iterator[Hit]:
+    """The probe is not data.
+
+    What it finds: an audit without --probe: inputs were drawn at random in a shape derived from the model.
+
+    Why it matters: verdicts hold, they depend on structure; counts of dead units and all statistics are only
+    indicative, since real inputs look different.
+
+    What to do: give a few hundred real samples with --probe.
+    """
+    if report.probe.synthetic and report.layers:
+        yield Hit(
+            "the probe is synthetic: verdicts hold, counts and statistics are indicative",
+            help="give real samples with --probe",
+        )

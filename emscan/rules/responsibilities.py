@@ -1,0 +1,114 @@
+"""EM2xx: how responsibility is spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from emscan.report.document import Layer, Report
+from emscan.rules.registry import Hit, rule
+from emscan.rules.words import listed
+
+
+def _persistent(layer: Layer) -> bool:
+    return layer.alternatives is not None and layer.alternatives.persistent
+
+
+@rule("EM201", "uninformative-posterior", "warning")
+def uninformative_posterior(report: Report) -> Iterator[Hit]:
+    """The responsibilities hardly depend on the input.
+
+    What it finds: persistent alternatives whose mutual information with the input, H(mean r) - mean H(r), is below 1 %
+    of ln K. Where the variance of every component's score is below 0.01 too, the layer has collapsed.
+
+    Why it matters: load alone does not show it. Responsibilities that are uniform for every input give every
+    component its fair share of the load, look perfectly balanced, and say nothing.
+
+    What to do: volume control (variance and decorrelation penalties) where an objective like -log Z is trained alone;
+    otherwise a lower temperature, or a look at whether training has started at all.
+    """
+    for layer in report.layers:
+        spread = layer.responsibility
+        if spread is None or spread.information is None or not _persistent(layer) or layer.verdict != "em":
+            continue
+        count = layer.alternatives.count if layer.alternatives is not None else None
+        if not count or count < 2 or spread.information >= report.thresholds.information * math.log(count):
+            continue
+        effective = spread.effective_components or 0.0
+        variance = layer.components.variance if layer.components is not None else None
+        flat = variance is not None and all(v is not None and v < report.thresholds.collapse_variance for v in variance)
+        collapsed = f"; every component's score varies by less than {report.thresholds.collapse_variance:g}" if flat else ""
+        yield Hit(
+            f"{layer.name}: input and component share {spread.information:.2g} nats of {math.log(count):.3g}{collapsed} "
+            f"(the load looks fine: {effective:.1f} effective of {count})",
+            layer,
+            help="uniform responsibilities have perfect load and say nothing: add volume control or lower the temperature",
+        )
+
+
+@rule("EM202", "unbalanced-router", "note")
+def unbalanced_router(report: Report) -> Iterator[Hit]:
+    """A router gives one expert several times its share.
+
+    What it finds: a router whose busiest expert gets more than twice the uniform share of the assignments
+    (`max_violation` above 1).
+
+    Why it matters: the busiest expert sets the time of a step, and overflows first where capacity is limited.
+
+    What to do: a load-balancing loss or a bias on the router's scores.
+    """
+    for layer in report.layers:
+        spread = layer.responsibility
+        if spread is not None and spread.max_violation is not None and spread.max_violation > 1:
+            yield Hit(
+                f"{layer.name}: the busiest expert gets {spread.max_violation + 1:.1f} times its share",
+                layer,
+                help="a load-balancing loss or a bias on the scores evens it out",
+            )
+
+
+@rule("EM203", "saturated-units", "note")
+def saturated_units(report: Report) -> Iterator[Hit]:
+    """Two-way units sit on one side on every value.
+
+    What it finds: units of a sigmoid, tanh or like layer whose responsibility is at least 0.99 for the same side on
+    every value of the probe (`frozen`).
+
+    Why it matters: they pass little gradient (r (1 - r) is below 0.01) and act as constants or as wires.
+
+    What to do: smaller weights or normalization before the layer; a frozen forget gate can be what was learned.
+    """
+    for layer in report.layers:
+        parts = layer.components
+        if parts is not None and parts.frozen:
+            yield Hit(
+                f"{layer.name}: {len(parts.frozen)} of {parts.count} units stay on one side on every value "
+                f"({listed(parts.frozen)})",
+                layer,
+                tuple(parts.frozen),
+                "smaller weights or normalization before the layer, if they should still learn",
+            )
+
+
+@rule("EM204", "hard-softmax", "note")
+def hard_softmax(report: Report) -> Iterator[Hit]:
+    """Nearly every competition of a softmax is decided outright.
+
+    What it finds: softmax rows inside the network (not the classes of the output) in which more than 99 % of
+    competitions give one alternative at least 0.99.
+
+    Why it matters: this is close to the zero-temperature limit, where the losers get next to no gradient.
+
+    What to do: a higher temperature, if the losers should still learn.
+    """
+    for layer in report.layers:
+        spread = layer.responsibility
+        inner = layer.alternatives is not None and layer.alternatives.kind != "classes"
+        if layer.mechanism != "softmax" or not inner or spread is None or spread.hard_fraction is None:
+            continue
+        if spread.hard_fraction > report.thresholds.hard:
+            yield Hit(
+                f"{layer.name}: {spread.hard_fraction:.1%} of competitions give one alternative 0.99 or more",
+                layer,
+                help="a higher temperature lets the losers learn",
+            )

@@ -1,0 +1,26 @@
+"""Words that several rules and formats use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emscan.report.document import Report
+
+
+def listed(indices: Sequence[int], most: int = 5) -> str:
+    """Return the first few indices and how many more there are."""
+    head = ", ".join(str(index) for index in indices[:most])
+    more = len(indices) - most
+    return f"{head}, +{more} more" if more > 0 else head
+
+
+def noun(kind: str, count: int) -> str:
+    """Return the name of a kind of component for a count."""
+    return kind[:-1] if count == 1 and kind.endswith("s") and kind != "classes" else kind
+
+
+def on_probe(report: Report) -> str:
+    """Return what a count of dead components is a statement about."""
+    if report.probe.synthetic:
+        return "on a synthetic probe (indicative only)"
+    return f"on this probe of {report.probe.samples:,} samples"
