@@ -1,1 +1,63 @@
-"""cli."""
+"""The command line: the only place that prints, reads options or sets the exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from emscan._version import __version__
+from emscan.cli import audit, rule, schema
+from emscan.errors import EmscanError
+
+app = typer.Typer(
+    name="emscan",
+    help="Where a neural network has expectation-maximization structure, and which of its components are dead.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("audit")(audit.audit)
+app.command("rule")(rule.rule)
+app.command("schema")(schema.schema)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"emscan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version and exit."),
+) -> None:
+    """Where a neural network has expectation-maximization structure, and which of its components are dead."""
+
+
+def main() -> None:
+    """Run the command line; every failure is one line on stderr and exit status 2."""
+    try:
+        app()
+    except EmscanError as error:
+        _fail(f"error: {error}")
+    except KeyboardInterrupt:
+        print("emscan: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # the reader has gone; keep the interpreter from complaining about the same pipe at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(2) from None
+    except Exception as error:
+        if os.environ.get("EMSCAN_DEBUG"):
+            raise
+        what = " ".join(str(error).split())[:300]
+        _fail(f"internal error: {type(error).__name__}: {what}; this is a bug in emscan, EMSCAN_DEBUG=1 shows where")
+
+
+def _fail(message: str) -> None:
+    print(f"emscan: {message}", file=sys.stderr)
+    raise SystemExit(2) from None

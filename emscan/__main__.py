@@ -1,0 +1,5 @@
+"""`python -m emscan`."""
+
+from emscan.cli import main
+
+main()

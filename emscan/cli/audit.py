@@ -1,0 +1,168 @@
+"""`emscan audit`: from a saved model to a report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from emscan.cli.status import check_fail_on, parse_size, status
+from emscan.errors import UsageError
+from emscan.report.document import Report, Thresholds
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_FORMATS = ("table", "json")
+_OBJECTIVES = ("auto", "cross-entropy", "bce", "free-energy", "none")
+_PATIENCE = 1.0  # seconds before progress is shown
+_LIMITS = Thresholds()
+
+
+def audit(
+    model: str = typer.Argument(..., metavar="MODEL", help="The saved model."),
+    probe: str | None = typer.Option(
+        None, metavar="SPEC",
+        help="What to run it on: a file of tensors (.safetensors .npz .npy .pt), package.module:callable or "
+        "file.py:callable giving batches, random[:normal|uniform]. Without it: synthetic, counts indicative.",
+    ),
+    objective: str = typer.Option("auto", metavar="|".join(_OBJECTIVES), help="The training objective on the output."),
+    model_target: str | None = typer.Option(
+        None, "--model", metavar="TARGET",
+        help="The architecture where the file holds only weights: package.module:callable or file.py:callable.",
+    ),
+    trust: bool = typer.Option(False, "--trust", help="Load files that can run code (TorchScript, .pt2, any pickle)."),
+    output_format: str = typer.Option("table", "--format", metavar="|".join(_FORMATS), help="What to write."),
+    output: Path | None = typer.Option(None, metavar="FILE", help="Write the report there instead of stdout."),
+    batch_size: int | None = typer.Option(None, metavar="N", help="Samples at a time."),
+    device: str = typer.Option("cpu", metavar="D", help="Where to run, e.g. cpu or cuda."),
+    seed: int = typer.Option(0, metavar="N", help="Seed of synthetic probes and of randomness in the model."),
+    all_layers: bool = typer.Option(False, "--all", help="Show layers without competition, too."),
+    fail_on: list[str] = typer.Option([], metavar="LEVEL|CODE", help="Exit 1 on such findings; may be repeated."),
+    max_memory: str | None = typer.Option(None, metavar="SIZE", help="Most memory for activations, e.g. 4G."),
+    rare: float = typer.Option(_LIMITS.rare, metavar="SHARE", help="A unit on for less than this is rare."),
+    dormant: float = typer.Option(_LIMITS.dormant, metavar="SHARE", help="Mean output below this share of the layer's: dormant."),
+    starved: float = typer.Option(_LIMITS.starved, metavar="SHARE", help="Load below this share of 1/K: starved."),
+    hard: float = typer.Option(_LIMITS.hard, metavar="R", help="max r at or above this: a hard competition."),
+    saturated: float = typer.Option(_LIMITS.saturated, metavar="R", help="Two-way r at or above this: saturated."),
+) -> None:  # fmt: skip
+    """Audit a saved model: where EM structure exists, what is dead, how responsibility is spread.
+
+    Exit status: 0 audited; 1 findings that --fail-on names; 2 could not audit; 3 inconclusive.
+    """
+    _one_of("--objective", objective, _OBJECTIVES)
+    _one_of("--format", output_format, _FORMATS)
+    wanted = check_fail_on(fail_on)
+    memory = parse_size(max_memory)
+    limits = Thresholds(
+        rare=_share("--rare", rare), dormant=_share("--dormant", dormant), starved=_share("--starved", starved),
+        hard=_share("--hard", hard), saturated=_share("--saturated", saturated),
+    )  # fmt: skip
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UsageError(f"--output {output}: no such folder", "create it first")
+    report = _run(model, probe, objective, model_target, trust, batch_size, device, seed, limits, memory)
+    _write(report, output_format, output, all_layers)
+    raise typer.Exit(status(report, wanted))
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{option} {value}: no such choice", f"use one of {', '.join(choices)}")
+
+
+def _share(option: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise UsageError(f"{option} {value:g} is no share", "give a number from 0 to 1")
+    return value
+
+
+def _run(
+    path: str, spec: str | None, objective: str, target: str | None, trust: bool, batch_size: int | None, device: str,
+    seed: int, limits: Thresholds, memory: int | None,
+) -> Report:  # fmt: skip
+    """Load, open the probe, audit. Warnings of torch and of the model's code stay off the terminal."""
+    from emscan.load import load
+    from emscan.pipeline import run
+    from emscan.probe import open_probe
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = load(path, model_target=target, trust=trust, device=device)
+        for note in loaded.notes:
+            print(f"emscan: note: {note}", file=sys.stderr)
+        opened = None
+        if loaded.module is not None:
+            opened = open_probe(spec, loaded.module, batch_size=batch_size, seed=seed, device=device, trust=trust)
+        with _Progress() as progress:
+            return run(
+                loaded, opened, objective=objective, device=device, seed=seed, thresholds=limits, max_memory=memory,
+                progress=progress.step,
+            )  # fmt: skip
+
+
+class _Progress:
+    """Progress on stderr, once a probe has taken a second, and only on a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._start = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, done: int, total: int | None) -> None:
+        """Show that ``done`` of ``total`` batches have run."""
+        if self._bar is None:
+            if not sys.stderr.isatty() or time.monotonic() - self._start < _PATIENCE:
+                return
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("probe"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("probe", total=total)
+        if self._task is not None:
+            self._bar.update(self._task, completed=done)
+
+
+def _write(report: Report, name: str, output: Path | None, all_layers: bool) -> None:
+    from emscan.report.formats import FORMATS
+
+    width = shutil.get_terminal_size((80 if sys.stdout.isatty() else 100, 24)).columns
+    if output is not None:
+        _write_file(output, FORMATS[name].render(report, width=100, all_layers=all_layers) + "\n")
+    elif name == "table" and sys.stdout.isatty():
+        from rich.console import Console
+
+        from emscan.report.table import renderable
+
+        Console(highlight=False, width=width).print(renderable(report, width, all_layers=all_layers))
+    else:
+        print(FORMATS[name].render(report, width=width, all_layers=all_layers))
+        sys.stdout.flush()
+
+
+def _write_file(path: Path, text: str) -> None:
+    """Write all or nothing: what was there stays if writing fails."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.absolute().parent, delete=False, encoding="utf-8") as out:
+            out.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(out.name).chmod(0o666 & ~mask)
+        Path(out.name).replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}", "choose another --output") from None

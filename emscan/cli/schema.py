@@ -1,0 +1,14 @@
+"""`emscan schema`: the JSON Schema of the report."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from emscan.report.schema import schema as report_schema
+
+
+def schema() -> None:
+    """Print the JSON Schema of the report."""
+    typer.echo(json.dumps(report_schema(), indent=1))

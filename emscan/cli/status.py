@@ -1,0 +1,47 @@
+"""The exit status, computed in one place from the report and --fail-on."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from emscan.errors import UsageError
+from emscan.report.document import Report
+from emscan.rules import LEVELS, RULES
+
+OK, FINDINGS, FAILED, INCONCLUSIVE = 0, 1, 2, 3  # precedence: 2, 1, 3, 0
+
+
+def check_fail_on(names: list[str]) -> list[str]:
+    """Return the levels and codes of --fail-on in their own spelling. Raises UsageError for one that is neither."""
+    found = []
+    for name in names:
+        level, code = name.lower(), name.upper()
+        if level in LEVELS:
+            found.append(level)
+        elif code in RULES:
+            found.append(code)
+        else:
+            near = difflib.get_close_matches(code, RULES, 1) or difflib.get_close_matches(level, LEVELS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"use {', '.join(LEVELS)} or a code that `emscan rule` lists"
+            raise UsageError(f"--fail-on {name}: no such level or code", hint)
+    return found
+
+
+def status(report: Report, fail_on: list[str]) -> int:
+    """Return the exit status: findings that --fail-on names (a level counts itself and worse), then inconclusive."""
+    for finding in report.findings:
+        worst = LEVELS.index(finding.level)
+        if any(finding.rule == name or (name in LEVELS and worst <= LEVELS.index(name)) for name in fail_on):
+            return FINDINGS
+    return INCONCLUSIVE if report.summary.status == "inconclusive" else OK
+
+
+def parse_size(text: str | None) -> int | None:
+    """Return the bytes of a size like 512M, 4G or 800MiB. Raises UsageError for anything else."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
+    if not found or float(found[1]) <= 0:
+        raise UsageError(f"--max-memory {text} is no size", "give bytes or a number with K, M, G or T, e.g. 4G")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))

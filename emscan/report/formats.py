@@ -1,0 +1,42 @@
+"""Output formats: one class each, found by name."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+
+from emscan.report.document import Report
+from emscan.report.table import render_text
+
+
+class Format(ABC):
+    """Turns a report into text."""
+
+    name: str
+
+    @abstractmethod
+    def render(self, report: Report, *, width: int, all_layers: bool) -> str:
+        """Return the report as text; ``width`` in columns and ``all_layers`` concern tables only."""
+
+
+class TableFormat(Format):
+    """The table as plain text."""
+
+    name = "table"
+
+    def render(self, report: Report, *, width: int, all_layers: bool) -> str:
+        """Return the table."""
+        return render_text(report, width, all_layers=all_layers)
+
+
+class JsonFormat(Format):
+    """The report document of schema version 1."""
+
+    name = "json"
+
+    def render(self, report: Report, *, width: int, all_layers: bool) -> str:
+        """Return one JSON document; it is never cut, whatever the width."""
+        return json.dumps(report.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+
+
+FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (TableFormat(), JsonFormat())}

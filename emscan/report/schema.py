@@ -1,0 +1,86 @@
+"""The JSON Schema of the report, derived from its data classes so that the two cannot differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from emscan.report.document import SCHEMA_VERSION, Report
+
+# Bounds that the types do not say: (class, field) -> schema of the value, or of every entry of a list.
+_SHARE = {"minimum": 0, "maximum": 1}
+_NOT_NEGATIVE = {"minimum": 0}
+_BOUNDS: dict[tuple[str, str], dict[str, Any]] = {
+    **{("Components", name): _SHARE for name in ("on_rate", "upper_bound", "load", "soft_load", "redundancy")},
+    ("Components", "variance"): _NOT_NEGATIVE,
+    ("Components", "count"): _NOT_NEGATIVE,
+    **{
+        ("Components", name): _NOT_NEGATIVE
+        for name in ("dead", "rare", "dormant", "linear", "starved", "frozen", "provably_dead")
+    },
+    **{("EntropySummary", name): _NOT_NEGATIVE for name in ("mean", "min", "p05", "median", "p95", "max")},
+    **{("MaxSummary", name): _SHARE for name in ("mean", "p95")},
+    **{("Responsibility", name): _SHARE for name in ("hard_fraction", "saturated", "mean")},
+    **{("Responsibility", name): _NOT_NEGATIVE for name in ("competitions", "information", "effective_components")},
+    **{("Head", name): _SHARE for name in ("first_key", "diagonal", "hard_fraction")},
+    **{("Evidence", name): _NOT_NEGATIVE for name in ("sum_error", "gradient_error", "tolerance")},
+    **{("OpCount", name): _NOT_NEGATIVE for name in ("calls", "in_rows", "absorbed", "control", "unclassified")},
+    **{("ProbeInfo", name): _NOT_NEGATIVE for name in ("samples", "batches")},
+    ("ModelInfo", "parameters"): _NOT_NEGATIVE,
+    ("ModelInfo", "sha256"): {"pattern": "^[0-9a-f]{64}$"},
+    ("ProbeInfo", "sha256"): {"pattern": "^[0-9a-f]{64}$"},
+    ("Layer", "calls"): {"minimum": 1},
+    ("Layer", "index"): _NOT_NEGATIVE,
+    ("Finding", "rule"): {"pattern": "^EM[0-9]{3}$"},
+}
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of report version 1; it rejects unknown and missing fields."""
+    definitions: dict[str, Any] = {}
+    root = _object(Report, definitions)
+    root["properties"] = {"schema_version": {"const": SCHEMA_VERSION}, **root["properties"]}
+    root["required"] = ["schema_version", *root["required"]]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "emscan report",
+        "description": "What emscan audit --format json writes. Entropies in nats; null where a number does not apply.",
+        **root,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _object(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    properties = {
+        f.name: _value(hints[f.name], definitions, _BOUNDS.get((cls.__name__, f.name), {}))
+        for f in dataclasses.fields(cls)
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _value(kind: Any, definitions: dict[str, Any], bounds: dict[str, Any]) -> dict[str, Any]:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in {typing.Union, types.UnionType}:
+        return {"anyOf": [_value(arg, definitions, bounds) for arg in args]}
+    if origin is typing.Literal:
+        return {"enum": list(args)}
+    if origin is list:
+        return {"type": "array", "items": _value(args[0], definitions, bounds)}
+    if origin is dict:
+        return {"type": "object"} if args[1] is Any else {"type": "object", "additionalProperties": _value(args[1], definitions, {})}
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if kind.__name__ not in definitions:
+            definitions[kind.__name__] = {}
+            definitions[kind.__name__] = _object(kind, definitions)
+        return {"$ref": f"#/$defs/{kind.__name__}"}
+    names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+    limits = {} if kind in {bool, type(None)} else bounds
+    return {"type": names[kind], **limits}
