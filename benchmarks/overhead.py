@@ -162,7 +162,7 @@ def peaks(name: str, repeats: int, threads: int) -> dict[str, list[float]]:
     for _ in range(repeats):
         for kind in RUNS:
             command = [sys.executable, __file__, "--peak", kind, "--case", name, "--threads", str(threads)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found[kind].append(float(done.stdout))
     return found
 

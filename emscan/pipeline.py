@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,11 +40,11 @@ from emscan.report.document import (
     Thresholds,
     Unclassified,
 )
+from emscan.state import undisturbed
 from emscan.trace.follow import Taps, follow
 from emscan.trace.footprint import activation_bytes
 from emscan.trace.graph import Trace
 from emscan.trace.record import named_inputs, record
-from emscan.trace.state import undisturbed
 
 Progress = Callable[[int, int | None], None]
 _KEPT = 1 << 29  # bytes of values that discovery keeps at most
@@ -88,6 +89,7 @@ class _Audit:
             place = self._adopt(row, found, place, first)
         self.coverage = found.coverage if first else _joined(self.coverage, found.coverage)
         self.taps.known |= {call.key for call in trace.calls}
+        self.taps.settle(trace)
         _forget(trace)
 
     def _record(self, batch: Batch, few: bool) -> tuple[Trace, Tensor | None]:
@@ -112,7 +114,7 @@ class _Audit:
                 known.evidence = gather(row.site, found.trace, self.thresholds.evidence)
             new = row.sites
         else:
-            seen = {site.emitted.key for site in known.row.sites}
+            seen = {site.emitted.key for site in known.row.sites}  # the same name is measured already
             new = [site for site in row.sites if site.emitted.key not in seen]
             known.row.sites.extend(new)
             known.row.calls = max(known.row.calls, row.calls, len(known.row.sites))
@@ -199,20 +201,31 @@ def run(
             except EmscanError:
                 raise
             except Exception as error:
+                if _own(error):
+                    raise
                 raise _model_error(error, batch) from error
             if progress is not None:
                 progress(done + 1, probe.total_batches)
     report = _blank(loaded, probe, device, limits)
     report.probe.objective = audit.goal
     report.coverage = audit.coverage
-    report.layers = [
-        _layer(index, audit.rows[key], probe.info.samples) for index, key in enumerate(audit.order)
-    ]
+    report.layers = [_layer(index, audit.rows[key], probe.info.samples) for index, key in enumerate(audit.order)]
     return _finished(report)
 
 
+def _own(error: Exception) -> bool:
+    """Whether an exception was raised by emscan's own code rather than by the model or an operator that it called."""
+    trace = error.__traceback__
+    raised = ""
+    while trace is not None:
+        raised = trace.tb_frame.f_code.co_filename
+        trace = trace.tb_next
+    return raised.startswith(str(Path(__file__).parent))
+
+
 def _model_error(error: Exception, batch: Batch) -> EmscanError:
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch.tensors()[:4])
+    inputs = named_inputs(batch.args, batch.kwargs).values()
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in list(inputs)[:4])
     found = user_error(error, "running the model")
     return ModelError(found.message, f"the probe gave tensors of shape {shapes}; check that --probe fits the model")
 
@@ -261,7 +274,9 @@ def _free_memory() -> int:
 def _layer(index: int, measured: _Measured, samples: int) -> Layer:
     """Return the row of the report."""
     row, site = measured.row, measured.row.site
-    layer = Layer(index, row.name, row.module, row.composition, "none", None, row.mechanism, calls=row.calls, note=row.note)
+    layer = Layer(
+        index, row.name, row.module, row.composition, "none", None, row.mechanism, calls=row.calls, note=row.note
+    )
     if site is None:
         return layer
     layer.verdict = site.verdict
@@ -323,7 +338,9 @@ def _as_module(model: Any) -> nn.Module:
         return model.module()
     inner = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     if not isinstance(inner, nn.Module):
-        raise UsageError(f"cannot audit a {type(model).__name__}", "give an nn.Module, a ScriptModule or an ExportedProgram")
+        raise UsageError(
+            f"cannot audit a {type(model).__name__}", "give an nn.Module, a ScriptModule or an ExportedProgram"
+        )
     return inner
 
 

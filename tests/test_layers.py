@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "rules": {"report"},
     "cli": {"load", "probe", "pipeline", "rules", "report"},
 }
-COMMON = {"errors", "_version"}
+COMMON = {"errors", "_version", "state"}
 
 
 def imports(path: Path) -> set[str]:

@@ -54,11 +54,11 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     sites += _other_ratios(divisions, sites, regions)
     _claim_twins(sites, trace)
     claimed = {call for site in sites for call in site.members}
-    ranked = truncation.ranked(trace, axes, claimed)
+    ranked = truncation.ranked(trace, claimed)
     claimed |= {call for site in ranked for call in site.members}
-    sparse = truncation.sparse_projections(trace, regions, claimed)
+    sparse = truncation.sparse_projections(trace, claimed)
     claimed |= {call for site in sparse for call in site.members}
-    chosen = selection.find(trace, axes, regions, claimed)
+    chosen = selection.find(trace, regions, claimed)
     for site in (*ranked, *chosen):
         truncation.as_router(site, axes)
     claimed |= {call for site in chosen for call in site.members}
@@ -74,11 +74,12 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
 
 def _claim_twins(sites: list[Site], trace: Trace) -> None:
     """A model may compute the same weights twice, once for the numerator and once for the sum."""
-    by_key: dict[int, list[Call]] = {}
+    twins: dict[int, list[Call]] = {}
     for call in trace.calls:
-        by_key.setdefault(call.key, []).append(call)
+        if call.outputs:
+            twins.setdefault(call.out.flow, []).append(call)
     for site in sites:
-        site.members |= {twin for call in site.members for twin in by_key[call.key]}
+        site.members |= {twin for call in site.members if call.outputs for twin in twins[call.out.flow]}
 
 
 def _other_ratios(divisions: list[ratios.Ratio], sites: list[Site], regions: Regions) -> list[Site]:

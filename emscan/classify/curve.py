@@ -192,6 +192,17 @@ class Curve:
         z, y = self.z[near], self.y[near]
         return len(z) > 500 and bool(((function(z) - y).abs() <= tolerance * (1 + z.abs())).all())
 
+    def scaled(self, function: Function) -> bool:
+        """Whether the curve is a ``function``, up to scale and shift of the output, on [-20, 20]."""
+        near = self.z.abs() <= 20
+        z, y = self.z[near], self.y[near]
+        if len(z) <= 500:
+            return False
+        design = torch.stack([function(z), torch.ones_like(z)], 1)
+        solution = torch.linalg.lstsq(design, y[:, None]).solution
+        fits = bool(((design @ solution)[:, 0] - y).abs().max() <= 1e-6 * (1 + y.abs().max()))
+        return fits and abs(float(solution[0])) > 1e-12
+
 
 def _gradient(y: Tensor, z: Tensor) -> Tensor:
     if not y.requires_grad:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from emscan.classify import recurrent_evidence
 from emscan.classify.regions import Region
 from emscan.classify.site import Site
 from emscan.report.document import Evidence
 from emscan.trace.graph import Call, Trace, Value, substitute
-from emscan.trace.operators import EXTREMUM
+from emscan.trace.operators import EXTREMUM, RECURRENT
 
 _QUERIES, _HEADS = 64, 4  # of one attention call: its keys are all taken
 _AWAY = 0.05  # a gate's share is read off as value over energy: not where both vanish
@@ -45,6 +46,8 @@ def _errors(site: Site, trace: Trace) -> tuple[float | None, float | None, float
     with torch.inference_mode(False), torch.no_grad():
         if site.attention is not None:
             return _attention(site.attention)
+        if site.op in RECURRENT:
+            return recurrent_evidence.errors(next(iter(site.members)))
         if site.mechanism == "logistic":
             return _two_way(site)
         if site.op in {"cross-entropy", "free-energy"}:
@@ -277,10 +280,10 @@ def _reader(site: Site, region: Region) -> Callable[[Tensor, Tensor], Tensor]:
     if form.statistic == "log-partition":
         return slope
     if form.statistic == "log":
-        return lambda z, y: y.double().exp()
+        return lambda _, y: y.double().exp()
     if form.statistic == "gate":
         return lambda z, y: (y.double() / z.double() - low) / (high - low)
-    return lambda z, y: (y.double() - low) / (high - low)
+    return lambda _, y: (y.double() - low) / (high - low)
 
 
 def _against(on: Tensor, odds: Tensor) -> tuple[None, float, float]:

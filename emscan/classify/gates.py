@@ -88,12 +88,12 @@ def _read(region: Region) -> Reading | None:
     if hard is not None:
         return Reading("threshold", replace(hard, scalar=region.scalar), region)
     if inner is not None and not curve.constant:
-        return _built_in(region, inner, form.label if form is not None else logistic.name_of(curve))
+        return _built_in(inner, form.label if form is not None else logistic.name_of(curve))
     soft = smooth.recognize(curve)
     return Reading("smooth", soft, region) if soft is not None else None
 
 
-def _built_in(region: Region, call: Call, label: str | None) -> Reading | None:
+def _built_in(call: Call, label: str | None) -> Reading | None:
     """A two-way operator inside other arithmetic (tanhshrink, a learned slope): the competition is that operator's own."""
     argument = next(v for v in call.inputs if is_variable(v))
     alone = Region(argument, call.out, [call])

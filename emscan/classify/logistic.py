@@ -57,7 +57,7 @@ def recognize(curve: Curve, operators: set[str]) -> GateForm | None:
 
 def name_of(curve: Curve) -> str | None:
     """Return the common name of a curve, None if it has none."""
-    return next((name for name, function in NAMES.items() if curve.same_as(function)), None)
+    return next((name for name, function in NAMES.items() if curve.scaled(function)), None)
 
 
 _STATISTICS = {"Tanh": "mean", "LogSigmoid": "log", "Softplus": "log-partition"}
@@ -79,7 +79,7 @@ def _log_odds(curve: Curve) -> tuple[str, Function, Function | None, tuple[float
         law = _fit(where, (gate - ends[0]) / (ends[1] - ends[0]))
         if law is not None:
             offset, slope, cubic = law
-            mirror = None if cubic and offset else lambda z: -z - 2 * offset / slope
+            mirror = None if cubic and offset else _reflection(2 * offset / slope)
             on_off = (_nearest(ends[0]), _nearest(ends[1]))
             return statistic, _polynomial(offset, slope, cubic), mirror, on_off
     return None
@@ -95,7 +95,7 @@ def _nearest(number: float) -> float:
 
 
 def _fit(z: Tensor, p: Tensor) -> tuple[float, float, float] | None:
-    """Fit log(p / (1 - p)) by b + a z + c z^3 and return (b, a, c); None unless it fits to 1e-4 where both sides keep a share."""
+    """Fit log(p / (1 - p)) by b + a z + c z^3, return (b, a, c); None unless it fits to 1e-4 wherever p is in between."""
     inner = (p > 1e-6) & (p < 1 - 1e-6)
     everywhere, everything = z, p
     if int(inner.sum()) < 40:
@@ -130,6 +130,10 @@ def _polynomial(offset: float, slope: float, cubic: float) -> Callable[[Tensor],
         return z * slope + offset if offset else z if slope == 1.0 else z * slope
 
     return odds
+
+
+def _reflection(shift: float) -> Function:
+    return lambda z: -z - shift
 
 
 def _mish_odds(z: Tensor) -> Tensor:

@@ -75,6 +75,9 @@ def _automatic(scores: Value | None, targets: Tensor | None, sites: list[Site]) 
         low = int(ignored.min())
     if low < 0 or high >= count:
         return Objective("none", f"targets outside [0, {count})")
+    if _emitter(scores, sites) is not None and high != count - 1:
+        # normalized over something else than the classes: components of an encoder, say
+        return Objective("none", f"the output is normalized over {count} alternatives, the targets name {high + 1}")
     return _cross_entropy(scores, axis, sites, f"integer targets in [0, {count}) for {count} scores")
 
 

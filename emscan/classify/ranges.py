@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from emscan.classify.flow import PASS
 from emscan.trace.graph import Value
-from emscan.trace.operators import MAX_POOL, POOLING, SOFTMAX, VIEW
+from emscan.trace.operators import MAX_POOL, PASS, POOLING, SOFTMAX, VIEW
 
 
 @dataclass(frozen=True)

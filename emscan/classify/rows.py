@@ -9,7 +9,7 @@ from emscan.classify import owners
 from emscan.classify.flow import ancestors, computed, descendants, source
 from emscan.classify.site import Site
 from emscan.report.document import AlternativeKind, Mechanism
-from emscan.trace.axes import Axes, is_persistent
+from emscan.trace.axes import Axes, Dim, is_persistent
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, PASS, POOLING, VIEW, pointwise
 
@@ -184,9 +184,9 @@ def _mixes_computed(value: Value, axes: Axes) -> bool:
     return False
 
 
-def _is_batch(along: list[tuple[object, ...]], trace: Trace, axes: Axes) -> bool:
+def _is_batch(along: list[Dim], trace: Trace, axes: Axes) -> bool:
     """Whether alternatives run over an input's first axis and the model returns one result for each of its entries."""
-    origins = {factor.origin for dim in along for factor in dim}  # type: ignore[attr-defined]
+    origins = {factor.origin for dim in along for factor in dim}
     if not origins or not all(o.kind == "input" and o.dim == 0 for o in origins):
         return False
     kept = {factor.origin for v in trace.outputs for dim in axes.of(v)[:1] for factor in dim}

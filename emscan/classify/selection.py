@@ -7,7 +7,6 @@ import math
 from emscan.classify.flow import (
     ADDS,
     CLAMPS,
-    CONTRACTION,
     DIVISIONS,
     INDEXERS,
     PRODUCTS,
@@ -22,14 +21,14 @@ from emscan.classify.regions import Regions
 from emscan.classify.site import Site
 from emscan.trace.axes import Axes, is_binary_extremum, is_persistent, reduced_axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import BINARY_EXTREMUM, EXTREMUM, MAX_POOL, PASS, REDUCTION, VIEW, pointwise
+from emscan.trace.operators import BINARY_EXTREMUM, CONTRACTION, EXTREMUM, MAX_POOL, PASS, REDUCTION, VIEW, pointwise
 
 _COUNTING = frozenset(
     f"aten.{name}" for name in "one_hot eq nonzero nonzero_numpy argwhere bincount histc sort argsort".split()
 )
 
 
-def find(trace: Trace, axes: Axes, regions: Regions, claimed: set[Call]) -> list[Site]:
+def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
     """Return the selection sites (routers among them: ``is_router`` tells)."""
     sites = []
     for call in trace.calls:
@@ -126,9 +125,9 @@ def is_router(chosen: Value, axes: Axes, count: int | None) -> bool:
             if not table.data and (table.param or table.leaf == "buffer"):
                 if _acts_on_input(user.out):
                     return True
-            elif table.data and table.param and _expert_axis(table, user, axes):
-                return True
-            elif table.data and operand is not chosen and _meets_parameters(user.out):
+            elif (table.data and table.param and _expert_axis(table, user, axes)) or (
+                table.data and operand is not chosen and _meets_parameters(user.out)
+            ):
                 return True
         elif user.op in CONTRACTION and not operand.floating:
             continue

@@ -16,7 +16,8 @@ class GateForm:
     """A unit's gate as a function of its energy z.
 
     ``log_odds``: u(z) with r_on = sigmoid(u), for two-way rows. ``on_above``: the upper side is z > on_above.
-    ``mirror``: z' with u(z') = -u(z). ``flat``: closed intervals where the derivative is exactly 0, with the constant output on each in ``stuck``.
+    ``mirror``: z' with u(z') = -u(z). ``flat``: closed intervals where the derivative is exactly 0, with
+    the constant output on each in ``stuck``.
     """
 
     label: str

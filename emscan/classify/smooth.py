@@ -24,6 +24,6 @@ def recognize(curve: Curve) -> GateForm | None:
     """Return the form of a gate whose two sides differ and that is neither piecewise nor logistic."""
     if not curve.two_sided:
         return None
-    names = [name for name, function in NAMES.items() if curve.same_as(function)]
+    names = [name for name, function in NAMES.items() if curve.scaled(function)]
     label = names[0] if names else "Smooth gate"
     return GateForm(label, curve.function, note=_NEAR if label == "GELU" else None)

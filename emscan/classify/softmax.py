@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from emscan.classify.flow import (
-    ADDS,
     CLAMPS,
     DIVISIONS,
     MASKS,
@@ -23,7 +22,7 @@ from emscan.classify.ratios import Ratio, total
 from emscan.classify.site import Site
 from emscan.trace.axes import reduced_axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import CONTRACTION, EXTREMUM, LOG_PARTITION, PASS, SDPA, SOFTMAX
+from emscan.trace.operators import EXTREMUM, LOG_PARTITION, PASS, SDPA, SOFTMAX
 
 EXPONENTIALS = frozenset(f"aten.{name}" for name in "exp exp2 special_exp2".split())
 _LOGS = frozenset(f"aten.{name}" for name in "log log2 log10".split())
@@ -168,7 +167,7 @@ def _log_of_sum(call: Call) -> list[Site]:
 
 def _exp_of_difference(call: Call) -> list[Site]:
     """exp(z - log Z): the responsibilities themselves."""
-    energies, extra = unshift(call.inputs[0])
+    extra = unshift(call.inputs[0])[1]
     partition = next((c for c in extra if c.op in LOG_PARTITION), None)
     if partition is None:
         return []

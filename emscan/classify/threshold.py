@@ -35,7 +35,7 @@ def recognize(curve: Curve) -> GateForm | None:
     switch = bool(flat) and all(low == -math.inf and high == math.inf for low, high in flat)
     if (switch or not flat) and not curve.two_sided:
         return None  # |z|, rounding and the like: no side is off
-    names = [name for name, function in NAMES.items() if curve.same_as(function)]
+    names = [name for name, function in NAMES.items() if curve.scaled(function)]
     on_above = _threshold(curve, flat)
     if switch:  # a step passes no gradient on either side; what it multiplies is cut off below the threshold
         flat = [(-math.inf, on_above)]

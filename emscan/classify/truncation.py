@@ -15,7 +15,7 @@ from emscan.trace.operators import EXTREMUM, RANKING, SOFTMAX, pointwise
 _HINGES = frozenset(f"aten.{name}" for name in "relu clamp clamp_min clip maximum threshold hardtanh where mul".split())
 
 
-def ranked(trace: Trace, axes: Axes, claimed: set[Call]) -> list[Site]:
+def ranked(trace: Trace, claimed: set[Call]) -> list[Site]:
     """Return a site for every top-k over computed scores that keeps fewer than all."""
     sites = []
     for call in trace.calls:
@@ -63,7 +63,7 @@ def as_router(site: Site, axes: Axes) -> bool:
     return True
 
 
-def sparse_projections(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
+def sparse_projections(trace: Trace, claimed: set[Call]) -> list[Site]:
     """Return sites whose hinge leaves weights that sum to one: sparsemax, entmax and their kin (found by the numbers)."""
     sites = []
     for call in trace.calls:
@@ -90,7 +90,7 @@ def sparse_projections(trace: Trace, regions: Regions, claimed: set[Call]) -> li
                     "units",
                     axes=(axis,),
                     op=call.op,
-                )  # fmt: skip
+                )
             )
             break
     return sites

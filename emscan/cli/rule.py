@@ -10,7 +10,9 @@ from emscan.errors import UsageError
 from emscan.rules import RULES
 
 
-def rule(code: str | None = typer.Argument(None, help="A code such as EM101, or a rule's name; without it, all are listed.")) -> None:
+def rule(
+    code: str | None = typer.Argument(None, help="A code such as EM101, or a rule's name; without it, all are listed."),
+) -> None:
     """List the rules, or explain one."""
     if code is None:
         for known in sorted(RULES):

@@ -14,7 +14,7 @@ OK, FINDINGS, FAILED, INCONCLUSIVE = 0, 1, 2, 3  # precedence: 2, 1, 3, 0
 
 def check_fail_on(names: list[str]) -> list[str]:
     """Return the levels and codes of --fail-on in their own spelling. Raises UsageError for one that is neither."""
-    found = []
+    found: list[str] = []
     for name in names:
         level, code = name.lower(), name.upper()
         if level in LEVELS:

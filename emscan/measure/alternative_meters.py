@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from emscan.classify.site import Site
-from emscan.measure.alternatives import Alternatives, visible_alternatives
+from emscan.measure.alternatives import Alternatives
 from emscan.measure.attention import AttentionHeads
 from emscan.report.document import Components, EntropySummary, MaxSummary, Responsibility, Thresholds
 from emscan.trace.axes import Axes
@@ -59,14 +59,10 @@ class AlternativesMeter:
             )
 
     def _scores(self, site: Site, scores: Tensor) -> None:
-        """Responsibilities from scores in float64 (persistent) or float32, whatever the model's dtype."""
+        """Responsibilities from scores in float32 at least, whatever the model's dtype."""
         rows = _alternatives_last(scores, site.axes)
-        width = rows.shape[-1]
-        rows = rows.reshape(-1, width)
-        for part in rows.split(max(1, (1 << 18) // width)):
-            wide = site.sign * (part.double() if site.persistent else part.float())
-            shown = None if site.persistent and site.kind == "classes" else visible_alternatives(wide, -1)
-            self._stats.update(torch.softmax(wide, -1), -1, shown)
+        masks = not (site.persistent and site.kind == "classes")
+        self._stats.update_scores(rows, scale=site.sign, masks=masks)
 
     def _weights(self, site: Site, weights: Tensor) -> None:
         rows = _alternatives_last(weights, site.weights_axes)
@@ -91,7 +87,7 @@ class AlternativesMeter:
 
     def _attention(self, site: Site, scores: Tensor, spot: tuple[int, ...]) -> None:
         """Per head: (..., heads, queries, keys) from wherever the heads are."""
-        rows = _alternatives_last(scores, site.axes).float() * site.sign
+        rows = _alternatives_last(scores, site.axes)
         heads = tuple(axis for axis in spot if axis < rows.dim() - 1)
         places = [axis for axis in range(rows.dim() - 1) if axis not in heads]
         order = [*places[:-1], *heads, *places[-1:], rows.dim() - 1]
@@ -101,13 +97,12 @@ class AlternativesMeter:
         rows = rows.reshape(-1, count, queries, rows.shape[-1])
         if self._heads is None:
             self._heads = AttentionHeads(count, rows.shape[-1], self._thresholds)
-        for part in rows.split(max(1, (1 << 19) // max(1, math.prod(rows.shape[1:])))):
-            self._heads.update_probabilities(torch.softmax(part, -1), visible_alternatives(part, -1))
+        self._heads.update_scores(rows, site.sign)
 
     def finish(self, samples: int) -> Result:
         """Return components and responsibilities of the row."""
         if self._heads is not None:
-            return None, self._heads.responsibility(), []
+            return None, self._heads.responsibility(), ["non-finite"] if self._heads.nonfinite else []
         stats = self._stats
         if not (stats.competitions or stats.picks):
             return None, None, []
@@ -162,7 +157,9 @@ class AttentionMeter:
 
     def finish(self, samples: int) -> Result:
         """Return the statistics of the row; keys have no identity, so there are no components."""
-        return None, self._heads.responsibility() if self._heads is not None else None, []
+        if self._heads is None:
+            return None, None, []
+        return None, self._heads.responsibility(), ["non-finite"] if self._heads.nonfinite else []
 
 
 class SelectionMeter:

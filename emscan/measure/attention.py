@@ -7,19 +7,24 @@ H = log Z - sum_j r_j s_j.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from emscan.measure.alternatives import _MASKED
+from emscan.measure.alternatives import _MASKED, entropy, visible_alternatives
 from emscan.measure.histogram import Histogram
 from emscan.report.document import EntropySummary, Head, MaxSummary, Responsibility, Thresholds
 
-_SCORES = 1 << 19  # scores alive at a time
+_SCORES = 1 << 17  # scores alive at a time: with their softmax they stay in cache
 
 
 class AttentionHeads:
-    """Streamed statistics of ``heads`` attention heads over at most ``keys`` keys."""
+    """Streamed statistics of ``heads`` attention heads over about ``keys`` keys.
+
+    Quantiles of the entropy come from bins on [0, ln keys]; what a longer batch adds above falls into the last one.
+    Queries without a key in sight are no competitions; those with a single key are left out of entropies.
+    """
 
     def __init__(self, heads: int, keys: int, thresholds: Thresholds) -> None:
         self._thresholds = thresholds
@@ -32,6 +37,7 @@ class AttentionHeads:
         self.norm, self.outputs = zeros.clone(), 0
         self.entropy = Histogram(0.0, math.log(max(2, keys)))
         self.largest = Histogram(0.0, 1.0)
+        self.nonfinite = False
 
     def update(
         self, query: Tensor, key: Tensor, *, mask: Tensor | None = None, causal: bool = False,
@@ -47,80 +53,75 @@ class AttentionHeads:
             k = k.repeat_interleave(heads // k.shape[1], 1)
         factor = scale if scale is not None else query.shape[-1] ** -0.5
         bias = mask.expand(*query.shape[:-1], size).reshape(-1, heads, length, size) if mask is not None else None
-        step = max(1, _SCORES // max(1, heads * length * size))
-        rows = length if step > 1 or heads * length * size <= _SCORES else max(1, _SCORES // (heads * size))
-        for sample in range(0, len(q), step):
-            batch = slice(sample, sample + step)
-            keys_t = k[batch].float().transpose(-2, -1)
+        samples, rows = _steps(heads, length, size)
+        for sample in range(0, len(q), samples):
+            batch = slice(sample, sample + samples)
+            keys_t = k[batch].float().flatten(0, 1).transpose(-2, -1)
             for start in range(0, length, rows):
                 part = slice(start, start + rows)
-                scores = torch.matmul(q[batch, :, part].float() * factor, keys_t)
+                some = q[batch, :, part].float()
+                buffer = some.new_empty(keys_t.shape[0], some.shape[2], size)
+                # the scale costs nothing inside the product
+                scores = torch.baddbmm(buffer, some.flatten(0, 1), keys_t, beta=0, alpha=factor, out=buffer)
+                scores = scores.unflatten(0, some.shape[:2])
                 shown = None
                 if causal:
                     at = torch.arange(start, min(length, start + rows), device=q.device)
                     shown = at[:, None] >= torch.arange(size, device=q.device)
                 if bias is not None:
-                    piece = bias[batch, :, part]
-                    shown, scores = _masked(piece, shown, scores)
+                    shown, scores = _masked(bias[batch, :, part], shown, scores)
                 self._update(scores, shown, start, length == size)
         if output is not None:
-            norms = torch.linalg.vector_norm(
-                output.reshape(-1, heads, output.shape[-2] * output.shape[-1]).float(), dim=-1
-            )
+            norms = torch.linalg.vector_norm(output, dim=(-2, -1), dtype=torch.float32).reshape(-1, heads)
             self.norm += norms.double().sum(0).cpu()
             self.outputs += len(norms)
 
+    def update_scores(self, scores: Tensor, scale: float = 1.0) -> None:
+        """See scores s (..., H, L, S) with r = softmax(scale * s); those absurdly far below the best are masked."""
+        for start, (part,) in _parts(scores):
+            wide = part.to(torch.float32, copy=True).mul_(scale)  # a copy: the statistics work in place
+            self._update(wide, visible_alternatives(wide, -1), start, scores.shape[-2] == scores.shape[-1])
+
     def update_probabilities(self, r: Tensor, shown: Tensor | None) -> None:
         """See responsibilities (..., H, L, S) themselves; ``shown``: bool, which keys a mask has left."""
-        heads, length, size = r.shape[-3:]
-        rows = r.reshape(-1, heads, length, size)
-        seen = shown.expand(r.shape).reshape(rows.shape) if shown is not None else None
-        step = max(1, _SCORES // max(1, heads * length * size))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step].float()
-            h = torch.special.entr(part).sum(-1)
+        for start, (part, *seen) in _parts(r, *([shown.expand(r.shape)] if shown is not None else [])):
+            wide = part.float()
             self._count(
-                part, h, part.amax(-1), seen[start : start + step] if seen is not None else None, 0, length == size
+                wide, entropy(wide), wide.amax(-1), seen[0] if seen else None, start, r.shape[-2] == r.shape[-1]
             )
 
     def _update(self, scores: Tensor, shown: Tensor | None, start: int, square: bool) -> None:
-        if shown is not None:
-            scores = scores.masked_fill(~shown, -math.inf)
+        hidden = ~shown if shown is not None else None
+        if hidden is not None:
+            scores.masked_fill_(hidden, -math.inf)
         best = scores.amax(-1)
         r = torch.softmax(scores, -1)
         top = r.amax(-1)
         mean = scores.mul_(r)
-        if shown is not None:
-            mean = mean.masked_fill_(~shown.expand(mean.shape), 0.0)
+        if hidden is not None:
+            mean.masked_fill_(hidden, 0.0)
         h = (best - top.log() - mean.sum(-1)).clamp_(min=0)
         self._count(r, h, top, shown, start, square)
 
     def _count(self, r: Tensor, h: Tensor, top: Tensor, shown: Tensor | None, start: int, square: bool) -> None:
-        size = r.shape[-1]
+        """Count one piece: r (N, H, l, S) of the queries from ``start`` on; h, top (N, H, l)."""
+        seen = torch.full_like(h, r.shape[-1]) if shown is None else shown.sum(-1).to(h.dtype).expand(h.shape)
+        sighted = seen >= 1
+        if not bool(h.sum().isfinite()):  # the entropy of a query that sees nothing is NaN, too
+            sighted = sighted & h.isfinite()
+            self.nonfinite = self.nonfinite or bool(((seen >= 1) & ~sighted).any())
+        self.queries += sighted.sum((0, 2)).cpu()
         self.first += r[..., 0].nan_to_num().sum((0, 2), dtype=torch.float64).cpu()
         if square:
-            own = r.diagonal(start, -2, -1)
-            self.diagonal += own.nan_to_num().sum((0, 2), dtype=torch.float64).cpu()
-            self.aligned += own.shape[0] * own.shape[-1]
-        if shown is None:
-            queries = r.shape[0] * r.shape[2]
-            self.queries += queries
-            if size < 2:
-                return
-            self.measured += queries
-            self.normalized += h.sum((0, 2), dtype=torch.float64).cpu() / math.log(size)
-            hard, kept_h, kept_top = top >= self._thresholds.hard, h, top
-        else:
-            seen = shown.sum(-1).expand(h.shape)
-            self.queries += (seen >= 1).sum((0, 2)).cpu()
-            real = seen >= 2
-            self.measured += real.sum((0, 2)).cpu()
-            share = torch.where(real, h.double() / seen.clamp(min=2).double().log(), 0.0)
-            self.normalized += share.sum((0, 2)).cpu()
-            hard, kept_h, kept_top = (top >= self._thresholds.hard) & real, h[real], top[real]
-        self.hard += hard.sum((0, 2)).cpu()
-        self.entropy.update(kept_h)
-        self.largest.update(kept_top)
+            self.diagonal += r.diagonal(start, -2, -1).nan_to_num().sum((0, 2), dtype=torch.float64).cpu()
+            self.aligned += sighted.sum((0, 2)).cpu()
+        real = sighted & (seen >= 2)
+        self.measured += real.sum((0, 2)).cpu()
+        self.normalized += torch.where(real, h / seen.clamp(min=2).log(), 0.0).sum((0, 2)).cpu()
+        self.hard += ((top >= self._thresholds.hard) & real).sum((0, 2)).cpu()
+        everything = bool(real.all())
+        self.entropy.update(h if everything else h[real])
+        self.largest.update(top if everything else top[real])
 
     def merge(self, other: AttentionHeads) -> None:
         """Add what another probe shard has shown."""
@@ -128,6 +129,7 @@ class AttentionHeads:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.entropy.merge(other.entropy)
         self.largest.merge(other.largest)
+        self.nonfinite = self.nonfinite or other.nonfinite
 
     def responsibility(self) -> Responsibility:
         """Return the statistics of the row and of every head."""
@@ -153,8 +155,25 @@ class AttentionHeads:
             float(self.first[i]) / queries if queries else None,
             float(self.diagonal[i]) / aligned if aligned else None,
             float(self.hard[i]) / measured if measured else None,
-            float(self.norm[i]) / layer / 1.0 if layer else None,
+            float(self.norm[i]) / layer if layer else None,
         )
+
+
+def _steps(heads: int, length: int, size: int) -> tuple[int, int]:
+    """Return how many samples and how many queries of each to look at together."""
+    if heads * length * size <= _SCORES:
+        return max(1, _SCORES // max(1, heads * length * size)), max(1, length)
+    return 1, max(1, _SCORES // (heads * size))
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield slices (n, H, l, S) of tensors (..., H, L, S), each with the index of its first query."""
+    heads, length, size = tensors[0].shape[-3:]
+    whole = [tensor.reshape(-1, heads, length, size) for tensor in tensors]
+    samples, rows = _steps(heads, length, size)
+    for sample in range(0, len(whole[0]), samples):
+        for start in range(0, length, rows):
+            yield start, [tensor[sample : sample + samples, :, start : start + rows] for tensor in whole]
 
 
 def _masked(piece: Tensor, shown: Tensor | None, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from emscan.measure.chunks import in_any_order
+
 BINS = 4096
 _PIECE = 1 << 18  # values binned at a time, so that scratch stays in cache
 
@@ -25,8 +27,9 @@ class Histogram:
 
     def update(self, values: Tensor) -> None:
         """Count ``values`` (any shape); those outside the range by rounding fall into the outermost bins."""
-        flat = values.detach().flatten()
-        for part in flat.split(_PIECE) if flat.numel() else ():
+        flat = in_any_order(values.detach())
+        for start in range(0, flat.numel(), _PIECE):
+            part = flat[start : start + _PIECE]
             self._update(part if part.dtype in {torch.float32, torch.float64} else part.float())
 
     def _update(self, values: Tensor) -> None:

@@ -38,6 +38,6 @@ def _times(rows: Tensor, end: float) -> Tensor:
 def provably_dead(
     weight: Tensor, bias: Tensor | None, low: float, high: float, threshold: float, *, simplex: bool = False
 ) -> list[int]:
-    """Return the rows whose energy can never exceed ``threshold`` (closed: a derivative of 0 at the threshold itself)."""
+    """Return the rows whose energy can never exceed ``threshold``, where the derivative itself is 0."""
     bound = largest_energy(weight, bias, low, high, simplex=simplex)
     return (bound <= threshold).nonzero().flatten().tolist()

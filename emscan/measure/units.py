@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from emscan.measure.chunks import Scratch, pieces, reduce_max, reduce_min, reduce_sum
+from emscan.measure.chunks import Scratch, others, pieces, reduce_max, reduce_min, summed, unit_zeros
 from emscan.report.document import Components, Thresholds
 
 Derivative = Callable[[Tensor], Tensor]
@@ -28,12 +28,10 @@ def upper_bound(samples: int, confidence: float = 0.95) -> float | None:
     return 1 - (1 - confidence) ** (1 / samples) if samples > 0 else None
 
 
-def count_above(tensor: Tensor, threshold: float, unit_dims: tuple[int, ...], *, or_equal: bool = False) -> Tensor:
-    """Count, per unit, the entries above ``threshold``; int64 on the CPU."""
-    buffer = _scratch.like(tensor)
+def compared(tensor: Tensor, threshold: float, *, or_equal: bool = False) -> Tensor:
+    """Return 1 where ``tensor`` is above ``threshold``, else 0 (NaN too): float32 scratch, until the next call."""
     compare = torch.ge if or_equal else torch.gt
-    compare(tensor, threshold, out=buffer)
-    return reduce_sum(buffer, unit_dims).to(torch.int64)
+    return compare(tensor, threshold, out=_scratch.like(tensor))
 
 
 class GateUnits:
@@ -61,50 +59,80 @@ class GateUnits:
         self.magnitudes = 0
         self.underflow = Underflow(count, derivative) if derivative is not None else None
         self.nonfinite = False
+        # comparisons that tell on from off and flat from active; most gates share them
+        lows, highs = [(low, True) for low, _ in flat], [(high, False) for _, high in flat]
+        self._edges = dict.fromkeys(edge for edge in [(on_above, False), *lows, *highs] if math.isfinite(edge[0]))
 
     def update_output(self, h: Tensor, unit_dims: tuple[int, ...]) -> None:
         """See outputs of a gate that is on exactly where its output is above 0 (ReLU): on, active and mean at once."""
+        gone = others(h, unit_dims)
+        on, total = unit_zeros(h, unit_dims), unit_zeros(h, unit_dims)
         for part in pieces(h, unit_dims):
-            on = count_above(part, 0.0, unit_dims)
-            self.on += on
-            self.active += on
-            self.in_flat[0] += part.numel() // len(self.rows) - on
-            self._magnitude(reduce_sum(part, unit_dims), part)
-            self.values += part.numel() // len(self.rows)
+            on += summed(compared(part, 0.0), gone)
+            total += summed(part, gone)
+        values = h.numel() // len(self.rows)
+        active = _counted(on) + self._magnitude(total, h, unit_dims)
+        self.on += _counted(on)
+        self.active += active
+        self.in_flat[0] += values - active
+        self.values += values
 
     def update_energy(self, z: Tensor, unit_dims: tuple[int, ...]) -> None:
         """See energies: on and active counts, and whether a gate that is flat nowhere underflows."""
+        gone = others(z, unit_dims)
+        above = {edge: unit_zeros(z, unit_dims) for edge in self._edges}
+        sound = True
         for part in pieces(z, unit_dims):
-            count = part.numel() // len(self.rows)
-            self.on += count_above(part, self.on_above, unit_dims)
-            flat = torch.zeros_like(self.on)
-            for index, (low, high) in enumerate(self.flat):
-                inside = _inside(part, low, high, unit_dims, count)
-                self.in_flat[index] += inside
-                flat += inside
-            self.active += count - flat
-            self.values += count
+            for (threshold, or_equal), total in above.items():
+                total += summed(compared(part, threshold, or_equal=or_equal), gone)
+            sound = sound and bool(part.sum(dtype=torch.float32).isfinite())
             if self.underflow is not None:
                 self.underflow.update(part, unit_dims)
+        values = z.numel() // len(self.rows)
+        counts = {edge: _counted(total) for edge, total in above.items()}
+        # NaN is on no side and in no flat interval: its derivative is NaN, not 0
+        real = values - (torch.zeros_like(self.on) if sound else _nans(z, unit_dims))
+        flat = torch.zeros_like(self.on)
+        for index, (low, high) in enumerate(self.flat):
+            inside = real if low == -math.inf else counts[low, True]
+            inside = inside if high == math.inf else inside - counts[high, False]
+            self.in_flat[index] += inside
+            flat += inside
+        self.on += counts[self.on_above, False]
+        self.active += values - flat
+        self.values += values
 
     def update_active(self, active: Tensor, on: Tensor, unit_dims: tuple[int, ...]) -> None:
-        """See where a gate passes gradient and where it is on, for gates that differ from unit to unit (bool tensors)."""
-        self.on += reduce_sum(on, unit_dims).to(torch.int64)
-        found = reduce_sum(active, unit_dims).to(torch.int64)
+        """See where a gate passes gradient and where it is on (bool tensors), for gates that differ between units."""
+        values = active.numel() // len(self.rows)
+        found = _counted(_total(active, unit_dims))
+        self.on += found if on is active else _counted(_total(on, unit_dims))
         self.active += found
-        self.in_flat[0] += active.numel() // len(self.rows) - found
-        self.values += active.numel() // len(self.rows)
+        self.in_flat[0] += values - found
+        self.values += values
 
     def update_magnitude(self, h: Tensor, unit_dims: tuple[int, ...]) -> None:
         """See outputs, for the mean of |h|."""
+        gone = others(h, unit_dims)
+        total = unit_zeros(h, unit_dims)
         for part in pieces(h, unit_dims):
-            buffer = _scratch.like(part)
-            self._magnitude(reduce_sum(torch.abs(part, out=buffer) if _fits(part) else part.abs(), unit_dims), part)
+            total += summed(torch.abs(part, out=_scratch.like(part)) if _fits(part) else part.abs(), gone)
+        self._magnitude(total, h, unit_dims)
 
-    def _magnitude(self, total: Tensor, part: Tensor) -> None:
-        self.nonfinite = self.nonfinite or not bool(total.isfinite().all())
-        self.magnitude += total
-        self.magnitudes += part.numel() // len(self.rows)
+    def _magnitude(self, total: Tensor, h: Tensor, unit_dims: tuple[int, ...]) -> Tensor:
+        """Add sums of |h|, those of finite values only where some are not; return how many NaN every unit had."""
+        self.magnitudes += h.numel() // len(self.rows)
+        if bool(total.isfinite().all()):
+            self.magnitude += total.flatten().cpu()
+            return torch.zeros_like(self.on)
+        self.nonfinite = self.nonfinite or not bool(h.isfinite().all())
+        gone = others(h, unit_dims)
+        total = unit_zeros(h, unit_dims)
+        for part in pieces(h, unit_dims):
+            wide = part.double().abs()
+            total += summed(torch.where(wide.isfinite(), wide, 0.0), gone)
+        self.magnitude += total.flatten().cpu()
+        return _nans(h, unit_dims)
 
     def merge(self, other: GateUnits) -> None:
         """Add what another probe shard has shown."""
@@ -172,23 +200,34 @@ class Underflow:
         self._derivative = derivative
 
     def update(self, z: Tensor, unit_dims: tuple[int, ...]) -> None:
-        """See energies: slopes at the ends of each unit's range here and at its value nearest to 0 decide."""
+        """See energies: the ends of a unit's range mostly show it alive; where they do not, every value decides."""
         if bool(self.alive.all()):
             return
-        low, high = reduce_min(z, unit_dims), reduce_max(z, unit_dims)
-        near = reduce_min(z.abs(), unit_dims)
-        at = torch.stack([low, high, torch.where(high < 0, -near, near), torch.where(low > 0, near, -near)])
-        slopes = self._derivative(torch.nan_to_num(at))
-        self.alive |= (slopes != 0).any(0)
+        ends = torch.stack([reduce_min(z, unit_dims), reduce_max(z, unit_dims)])
+        self.alive |= (self._derivative(ends) != 0).any(0)
+        left = (~self.alive).nonzero().flatten()
+        if len(left):
+            rows = z.permute(*unit_dims, *others(z, unit_dims)).reshape(len(self.alive), -1)
+            slopes = self._derivative(rows[left.to(z.device)].double()).cpu()
+            self.alive[left] |= (slopes != 0).any(1)
 
 
 def _fits(part: Tensor) -> bool:
     return part.dtype == torch.float32
 
 
-def _inside(part: Tensor, low: float, high: float, unit_dims: tuple[int, ...], count: int) -> Tensor:
-    if math.isinf(low):
-        # not the complement of "above": NaN is on no side, and no evidence of life either
-        return count - count_above(part, high, unit_dims)
-    from_low = count_above(part, low, unit_dims, or_equal=True)
-    return from_low if math.isinf(high) else from_low - count_above(part, high, unit_dims)
+def _counted(total: Tensor) -> Tensor:
+    """Return sums of ones as flat int64 counts on the CPU."""
+    return total.flatten().to("cpu", torch.int64)
+
+
+def _total(flags: Tensor, unit_dims: tuple[int, ...]) -> Tensor:
+    gone = others(flags, unit_dims)
+    total = unit_zeros(flags, unit_dims)
+    for part in pieces(flags, unit_dims):
+        total += summed(part, gone)
+    return total
+
+
+def _nans(tensor: Tensor, unit_dims: tuple[int, ...]) -> Tensor:
+    return _counted(_total(tensor.isnan(), unit_dims))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from emscan.load.unsafe import foreign_code
 from emscan.probe.batch import Batch, Placing, part
-from emscan.trace.state import undisturbed
+from emscan.state import undisturbed
 
 TRIAL, _PART = 7, 3  # samples of a trial, and of the second run that looks whether samples mix
 

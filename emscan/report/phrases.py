@@ -112,7 +112,9 @@ def _dead_line(report: Report) -> str:
     found = f"{s.dead} of {s.components} components are dead on {_probe_name(report)}"
     starved = f", {s.starved} starved" if s.starved else ""
     if probe.synthetic:
-        return f"{found}{starved}. The inputs are not data: these counts are indicative; give real samples with --probe."
+        return (
+            f"{found}{starved}. The inputs are not data: these counts are indicative; give real samples with --probe."
+        )
     bound = 1 - (1 - report.thresholds.confidence) ** (1 / probe.samples) if probe.samples else None
     if bound is None or not s.dead:
         return f"{found}{starved}."

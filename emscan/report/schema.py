@@ -75,7 +75,11 @@ def _value(kind: Any, definitions: dict[str, Any], bounds: dict[str, Any]) -> di
     if origin is list:
         return {"type": "array", "items": _value(args[0], definitions, bounds)}
     if origin is dict:
-        return {"type": "object"} if args[1] is Any else {"type": "object", "additionalProperties": _value(args[1], definitions, {})}
+        return (
+            {"type": "object"}
+            if args[1] is Any
+            else {"type": "object", "additionalProperties": _value(args[1], definitions, {})}
+        )
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if kind.__name__ not in definitions:
             definitions[kind.__name__] = {}

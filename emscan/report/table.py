@@ -23,7 +23,9 @@ def renderable(report: Report, width: int, *, all_layers: bool = False) -> Rende
     """Return the whole report for a console of ``width`` columns."""
     parts: list[RenderableType] = [Text(_heading(report), style="bold", overflow="fold")]
     if report.probe.synthetic:
-        parts.append(Text("SYNTHETIC PROBE: inputs were drawn at random; counts and statistics are indicative.", "bold yellow"))
+        parts.append(
+            Text("SYNTHETIC PROBE: inputs were drawn at random; counts and statistics are indicative.", "bold yellow")
+        )
     rows = phrases.shown(report, all_layers)
     if rows:
         parts.append(_table(report, rows, width))
@@ -48,7 +50,11 @@ def render_html(report: Report) -> str:
     rows = [_cells(layer, report) for layer in phrases.shown(report, all_layers=False)]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("Layer", "Name", *_COLUMNS[1:]))
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    lines = [phrases.hidden(report), *(f"{f.rule} {f.message}" for f in report.findings[:_FINDINGS]), *phrases.closing(report)]
+    lines = [
+        phrases.hidden(report),
+        *(f"{f.rule} {f.message}" for f in report.findings[:_FINDINGS]),
+        *phrases.closing(report),
+    ]
     text = "".join(f"<div>{html.escape(line)}</div>" for line in lines if line)
     return (
         f"<div><strong>{html.escape(_heading(report))}</strong>"
@@ -64,32 +70,42 @@ def _heading(report: Report) -> str:
 
 
 def _table(report: Report, rows: list[Layer], width: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, expand=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    narrow, tiny = width < 100, width < 72
+    """Wide: a column each for name and first look. Narrow: both on a second line under the layer, nothing wraps."""
     cells = [_cells(layer, report) for layer in rows]
-    columns = [i for i in range(len(_COLUMNS)) if not (tiny and i in {5, 6})]
-    fixed = {i: max(len(_COLUMNS[i]), *(len(row[i + 1]) for row in cells)) for i in columns if i not in {0, 6}}
-    if narrow:
-        fixed[1] = max(len("EM"), *(len(row[2]) for row in cells))
-    room = width - sum(fixed.values()) - len(columns)
-    last = min(26, max(12, *(len(row[7]) for row in cells))) if 6 in columns else 0
-    first = max(16, room - last)
-    for i in columns:
-        title = "EM" if i == 1 and narrow else _COLUMNS[i]
-        if i == 0:
-            table.add_column(title, max_width=first, overflow="fold")
-        elif i == 6:
-            table.add_column(title, max_width=max(12, room - min(first, _widest(cells, first))), overflow="fold")
-        else:
-            table.add_column(title, no_wrap=True, justify="right" if i in {3, 4} else "left")
+    wide = width >= 110
+    table = Table(box=box.SIMPLE_HEAD, expand=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    middle = _COLUMNS[1:6] if width >= 72 else _COLUMNS[1:5]
+    taken = sum(max(len(title), *(len(row[i + 2]) for row in cells)) + 2 for i, title in enumerate(middle))
+    first = max(len(_COLUMNS[0]), *(len(row[0]) for row in cells))
+    room = max(18, width - taken - 2)
+    if wide:
+        names = min(max(4, *(len(row[1]) for row in cells)), max(12, room - first - 22))
+        looks = max(16, room - first - names - 4)
+        table.add_column(_COLUMNS[0], max_width=first, overflow="fold")
+        table.add_column("Name", no_wrap=True)
+    else:
+        names, looks = room, room
+        table.add_column(
+            _COLUMNS[0], width=min(room, max(first, *(len(_under(row, room)) for row in cells))), overflow="fold"
+        )
+    for i, title in enumerate(middle, 1):
+        table.add_column(title, no_wrap=True, justify="right" if i in {3, 4} else "left")
+    if wide:
+        table.add_column(_COLUMNS[6], max_width=looks, overflow="fold")
     for row, layer in zip(cells, rows, strict=True):
-        name = Text.assemble(row[0], ("  " + _elided(row[1], max(8, first - 2)) if row[1] else "", "dim"))
-        table.add_row(*[name if i == 0 else _styled(i, row[i + 1], layer) for i in columns])
+        values = [_styled(i, row[i + 1], layer) for i in range(1, len(middle) + 1)]
+        if wide:
+            table.add_row(Text(row[0]), Text(_elided(row[1], names), "dim"), *values, Text(row[7]))
+        else:
+            table.add_row(Text.assemble(row[0], (f"\n{_under(row, room)}", "dim")), *values)
     return table
 
 
-def _widest(cells: list[tuple[str, ...]], limit: int) -> int:
-    return min(limit, max(len(f"{row[0]}  {row[1]}") for row in cells))
+def _under(row: tuple[str, ...], room: int) -> str:
+    """Return the second line of a row: its name and what to look at first, elided to fit."""
+    look = f"  {row[7]}" if row[7] else ""
+    name = _elided(row[1], max(8, room - 2 - len(look)))
+    return f"  {name}{look}"[:room]
 
 
 def _cells(layer: Layer, report: Report) -> tuple[str, ...]:
@@ -119,7 +135,7 @@ def _elided(name: str, width: int) -> str:
     if len(name) <= width:
         return name
     head = (width - 1) // 2
-    return f"{name[:head]}…{name[len(name) - (width - 1 - head):]}"
+    return f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"
 
 
 def _findings(report: Report) -> list[RenderableType]:

@@ -34,7 +34,7 @@ def dead_unit(report: Report) -> Iterator[Hit]:
         if parts.kind == "units" and parts.dead and not parts.numeric and len(parts.dead) < parts.count:
             count = len(parts.dead)
             yield Hit(
-                f"{layer.name}: {count} of {parts.count} units are dead {on_probe(report)} ({listed(parts.dead)})",
+                f"layer {layer.name}: {count} of {parts.count} units are dead {on_probe(report)} ({listed(parts.dead)})",
                 layer,
                 tuple(parts.dead),
                 _REVIVE,
@@ -55,7 +55,7 @@ def dead_layer(report: Report) -> Iterator[Hit]:
     for layer, parts in _rows(report):
         if parts.kind == "units" and parts.count and len(parts.dead) == parts.count and not parts.numeric:
             yield Hit(
-                f"{layer.name}: all {parts.count} units are dead {on_probe(report)}",
+                f"layer {layer.name}: all {parts.count} units are dead {on_probe(report)}",
                 layer,
                 tuple(parts.dead),
                 "check that the probe is scaled as the training data were, then the learning rate",
@@ -76,7 +76,7 @@ def underflowed_unit(report: Report) -> Iterator[Hit]:
     for layer, parts in _rows(report):
         if parts.dead and parts.numeric:
             yield Hit(
-                f"{layer.name}: {len(parts.dead)} of {parts.count} units get a gradient of exactly 0 by underflow "
+                f"layer {layer.name}: {len(parts.dead)} of {parts.count} units get a gradient of exactly 0 by underflow "
                 f"{on_probe(report)} ({listed(parts.dead)})",
                 layer,
                 tuple(parts.dead),
@@ -99,7 +99,7 @@ def provably_dead_unit(report: Report) -> Iterator[Hit]:
         if parts.provably_dead:
             count = len(parts.provably_dead)
             yield Hit(
-                f"{layer.name}: {count} of {parts.count} units are dead on every possible input "
+                f"layer {layer.name}: {count} of {parts.count} units are dead on every possible input "
                 f"({listed(parts.provably_dead)})",
                 layer,
                 tuple(parts.provably_dead),
@@ -122,7 +122,7 @@ def dead_alternative(report: Report) -> Iterator[Hit]:
     for layer, parts in _rows(report):
         if parts.kind != "units" and parts.dead:
             yield Hit(
-                f"{layer.name}: {len(parts.dead)} of {parts.count} {parts.kind} are never chosen {on_probe(report)} "
+                f"layer {layer.name}: {len(parts.dead)} of {parts.count} {parts.kind} are never chosen {on_probe(report)} "
                 f"({listed(parts.dead)})",
                 layer,
                 tuple(parts.dead),
@@ -146,7 +146,7 @@ def starved_alternative(report: Report) -> Iterator[Hit]:
         if parts.starved:
             share = report.thresholds.starved / max(1, parts.count)
             yield Hit(
-                f"{layer.name}: {len(parts.starved)} of {parts.count} {noun(parts.kind, parts.count)} carry less than "
+                f"layer {layer.name}: {len(parts.starved)} of {parts.count} {noun(parts.kind, parts.count)} carry less than "
                 f"{share:.2g} of the load each ({listed(parts.starved)})",
                 layer,
                 tuple(parts.starved),
@@ -168,7 +168,7 @@ def rare_unit(report: Report) -> Iterator[Hit]:
         if parts.rare:
             share = report.thresholds.rare
             yield Hit(
-                f"{layer.name}: {len(parts.rare)} of {parts.count} units are on for less than {share:.2%} of values "
+                f"layer {layer.name}: {len(parts.rare)} of {parts.count} units are on for less than {share:.2%} of values "
                 f"({listed(parts.rare)})",
                 layer,
                 tuple(parts.rare),
@@ -189,7 +189,7 @@ def dormant_unit(report: Report) -> Iterator[Hit]:
     for layer, parts in _rows(report):
         if parts.dormant:
             yield Hit(
-                f"{layer.name}: {len(parts.dormant)} of {parts.count} units have a mean output of at most "
+                f"layer {layer.name}: {len(parts.dormant)} of {parts.count} units have a mean output of at most "
                 f"{report.thresholds.dormant:.1%} of the layer's ({listed(parts.dormant)})",
                 layer,
                 tuple(parts.dormant),

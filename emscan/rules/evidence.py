@@ -27,7 +27,8 @@ def evidence_fails(report: Report) -> Iterator[Hit]:
         worst = max(proof.sum_error or 0.0, proof.gradient_error or 0.0)
         if not worst <= proof.tolerance:
             yield Hit(
-                f"{layer.name}: responsibilities are off by {worst:.2g}, {proof.tolerance:.2g} is what {proof.dtype} explains",
+                f"layer {layer.name}: responsibilities are off by {worst:.2g}; "
+                f"{proof.dtype} explains {proof.tolerance:.2g}",
                 layer,
                 help="look at the range of the energies and at guards in the denominator",
             )
@@ -46,6 +47,6 @@ def posterior_detached(report: Report) -> Iterator[Hit]:
     """
     for layer in report.layers:
         if "detached" in layer.flags:
-            yield Hit(f"{layer.name}: the posterior is detached, no gradient flows through it", layer)
+            yield Hit(f"layer {layer.name}: the posterior is detached, no gradient flows through it", layer)
         elif "straight-through" in layer.flags:
-            yield Hit(f"{layer.name}: straight-through: the gradient is not that of what goes forward", layer)
+            yield Hit(f"layer {layer.name}: straight-through: the gradient is not that of what goes forward", layer)

@@ -21,7 +21,7 @@ def non_finite(report: Report) -> Iterator[Hit]:
     for layer in report.layers:
         if "non-finite" in layer.flags:
             yield Hit(
-                f"{layer.name}: values that are not finite",
+                f"layer {layer.name}: values that are not finite",
                 layer,
                 help="start at the first such layer; check the probe's range and the dtype",
             )

@@ -37,9 +37,11 @@ def uninformative_posterior(report: Report) -> Iterator[Hit]:
         effective = spread.effective_components or 0.0
         variance = layer.components.variance if layer.components is not None else None
         flat = variance is not None and all(v is not None and v < report.thresholds.collapse_variance for v in variance)
-        collapsed = f"; every component's score varies by less than {report.thresholds.collapse_variance:g}" if flat else ""
+        collapsed = (
+            f"; every component's score varies by less than {report.thresholds.collapse_variance:g}" if flat else ""
+        )
         yield Hit(
-            f"{layer.name}: input and component share {spread.information:.2g} nats of {math.log(count):.3g}{collapsed} "
+            f"layer {layer.name}: input and component share {spread.information:.2g} nats of {math.log(count):.3g}{collapsed} "
             f"(the load looks fine: {effective:.1f} effective of {count})",
             layer,
             help="uniform responsibilities have perfect load and say nothing: add volume control or lower the temperature",
@@ -61,7 +63,7 @@ def unbalanced_router(report: Report) -> Iterator[Hit]:
         spread = layer.responsibility
         if spread is not None and spread.max_violation is not None and spread.max_violation > 1:
             yield Hit(
-                f"{layer.name}: the busiest expert gets {spread.max_violation + 1:.1f} times its share",
+                f"layer {layer.name}: the busiest expert gets {spread.max_violation + 1:.1f} times its share",
                 layer,
                 help="a load-balancing loss or a bias on the scores evens it out",
             )
@@ -82,7 +84,7 @@ def saturated_units(report: Report) -> Iterator[Hit]:
         parts = layer.components
         if parts is not None and parts.frozen:
             yield Hit(
-                f"{layer.name}: {len(parts.frozen)} of {parts.count} units stay on one side on every value "
+                f"layer {layer.name}: {len(parts.frozen)} of {parts.count} units stay on one side on every value "
                 f"({listed(parts.frozen)})",
                 layer,
                 tuple(parts.frozen),
@@ -108,7 +110,7 @@ def hard_softmax(report: Report) -> Iterator[Hit]:
             continue
         if spread.hard_fraction > report.thresholds.hard:
             yield Hit(
-                f"{layer.name}: {spread.hard_fraction:.1%} of competitions give one alternative 0.99 or more",
+                f"layer {layer.name}: {spread.hard_fraction:.1%} of competitions give one alternative 0.99 or more",
                 layer,
                 help="a higher temperature lets the losers learn",
             )

@@ -24,7 +24,7 @@ def batch_softmax(report: Report) -> Iterator[Hit]:
         if layer.alternatives is not None and layer.alternatives.kind == "batch":
             count = layer.alternatives.count
             yield Hit(
-                f"{layer.name}: the softmax runs over the {count} samples of the batch",
+                f"layer {layer.name}: the softmax runs over the {count} samples of the batch",
                 layer,
                 help="check its dim: alternatives are usually classes, experts or keys",
             )
@@ -45,7 +45,7 @@ def double_normalization(report: Report) -> Iterator[Hit]:
     for layer in report.layers:
         if "double-normalization" in layer.flags:
             yield Hit(
-                f"{layer.name}: the output is normalized, and cross-entropy normalizes it again",
+                f"layer {layer.name}: the output is normalized, and cross-entropy normalizes it again",
                 layer,
                 help="return logits, or log-probabilities with a negative log-likelihood loss",
             )

@@ -1,8 +1,8 @@
 """Where every axis of every value comes from: a dimension of a parameter, of an input, or computed positions.
 
 A dimension is a tuple of factors (a merged dimension has several, row-major); a factor walks along one origin, and the
-index into the origin is the sum of start + step * i over its factors. This is what makes "row 17 of fc1.weight" survive reshapes, transposes,
-splits and heads.
+index into the origin is the sum of start + step * i over its factors. This is what makes "row 17 of
+fc1.weight" survive reshapes, transposes, splits and heads.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ class Axes:
     def _outputs(self, call: Call) -> list[Dims]:
         handler = RULES.get(call.op)
         found: list[Dims] | None = None
-        if handler is not None:
+        if any(0 in value.shape for value in (*call.inputs, *call.outputs)):
+            found = None  # an expert without a token: nothing to follow
+        elif handler is not None:
             found = handler(self, call)
         elif pointwise(call.op):
             found = [self.broadcast(call, value) for value in call.outputs]
@@ -330,16 +332,16 @@ def linear(axes: Axes, call: Call) -> list[Dims] | None:
 def matmul(axes: Axes, call: Call) -> list[Dims] | None:
     """Torch's matmul rules: batch axes broadcast, the last of a meets the second to last of b."""
     a, b = call.inputs[:2]
-    return [_product(axes, call, a, b)]
+    return [_product(axes, a, b)]
 
 
 @rule("addmm", "baddbmm", "addbmm", "addmv")
 def add_matmul(axes: Axes, call: Call) -> list[Dims] | None:
     """Bias first, then the two factors."""
-    return [_product(axes, call, call.inputs[1], call.inputs[2])]
+    return [_product(axes, call.inputs[1], call.inputs[2])]
 
 
-def _product(axes: Axes, call: Call, a: Value, b: Value) -> Dims:
+def _product(axes: Axes, a: Value, b: Value) -> Dims:
     left, right = axes.of(a), axes.of(b)
     rows = left[-2:-1] if len(left) > 1 else ()
     columns = right[-1:] if len(right) > 1 else ()
@@ -350,7 +352,7 @@ def _product(axes: Axes, call: Call, a: Value, b: Value) -> Dims:
 def _broadcast_dims(left: Dims, left_shape: Iterable[int], right: Dims, right_shape: Iterable[int]) -> Dims:
     a, b = [*zip(left, left_shape, strict=True)], [*zip(right, right_shape, strict=True)]
     rank = max(len(a), len(b))
-    a, b = [((), 1)] * (rank - len(a)) + a, [((), 1)] * (rank - len(b)) + b  # type: ignore[assignment]
+    a, b = [((), 1)] * (rank - len(a)) + a, [((), 1)] * (rank - len(b)) + b
     return tuple(p[0] if p[1] != 1 else q[0] for p, q in zip(a, b, strict=True))
 
 

@@ -2,7 +2,8 @@
 
 A key is a hash over the operator, its axis-like arguments and the keys of what it read; parameters and inputs are
 named by what they are. It does not contain sizes or numbers, so the same computation has the same key in every
-batch, whatever its length, and in whatever order a model chooses to run.
+batch, whatever its length. A layer (an operator that meets input and parameters) starts anew from its parameters: what
+happened before it, such as which experts a batch has woken, does not change its name.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emscan.trace import fused
+from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, RECURRENT
 
 # Arguments that say what an operator does rather than how much data it does it to.
 _KEYED = frozenset(
     {"dim", "dims", "dim0", "dim1", "axis", "start_dim", "end_dim", "equation", "approximate", "ord", "descending"}
     | {"largest", "return_indices", "is_causal", "reduce", "source", "destination"}
 )
+LAYERS = CONTRACTION | LOOKUP | NORMALIZATION | frozenset(RECURRENT)
+Name = tuple[int, bool]  # key of a computation, and whether parameters and buffers alone went into it
 _KEYED_INDEX = frozenset({"select", "slice", "narrow", "chunk", "split", "split_with_sizes", "unbind"})
 
 
@@ -102,14 +106,14 @@ class Leaves:
 
 def storage_id(tensor: Tensor) -> int:
     """Return the identity of the memory behind a tensor."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 class Tracker(TorchDispatchMode):
     """Follow every operator call of one forward pass. Subclasses see calls through ``before`` and ``after``."""
 
     def __init__(self, leaves: Leaves) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.leaves = leaves
         self._token = object()  # a tag from an earlier pass, on a tensor that a model cached, is not this pass's
         self._aliased = False
@@ -117,33 +121,39 @@ class Tracker(TorchDispatchMode):
     # -- what a tensor carries ------------------------------------------------------------------
     def key_of(self, tensor: Tensor) -> int:
         """Return the key of the computation that made ``tensor``'s present contents."""
+        key, _ = self._name(tensor)
+        return key
+
+    def _name(self, tensor: Tensor) -> Name:
+        """Return the key of a tensor, and whether it was made of parameters and buffers alone."""
         tag = getattr(tensor, "_emscan", None)
         if tag is None or tag[0] is not self._token:
-            return self._leaf_key(tensor)
+            return self._leaf_name(tensor)
         if self._aliased:
             writes = self._writes(tensor)
             if len(writes) > tag[2]:
-                return hash(("mutated", tag[1], *writes[tag[2] :]))
-        key: int = tag[1]
-        return key
+                return hash(("mutated", tag[1], *writes[tag[2] :])), False
+        named: Name = tag[1], tag[3]
+        return named
 
-    def _leaf_key(self, tensor: Tensor) -> int:
+    def _leaf_name(self, tensor: Tensor) -> Name:
         found = self.leaves.find(tensor)
         if found is None:
-            return hash(("const", tensor.dtype))
-        return hash((*found, tensor.ndim))
+            return hash(("const", tensor.dtype)), False
+        return hash((*found, tensor.ndim)), found[0] != "input"
 
     def _writes(self, tensor: Tensor) -> list[int]:
         if tensor.layout != torch.strided:
             return []
         tag = getattr(tensor.untyped_storage(), "_emscan", None)
-        return tag[1] if tag is not None and tag[0] is self._token else []
+        keys: list[int] = tag[1] if tag is not None and tag[0] is self._token else []
+        return keys
 
-    def _tag(self, tensor: Tensor, key: int) -> None:
+    def _tag(self, tensor: Tensor, key: int, pure: bool) -> None:
         if id(tensor) in self.leaves.by_id:
             return
         seen = len(self._writes(tensor)) if self._aliased else 0
-        tensor._emscan = (self._token, key, seen)  # type: ignore[attr-defined]
+        tensor._emscan = (self._token, key, seen, pure)  # type: ignore[attr-defined]
 
     def _log_write(self, tensor: Tensor, key: int) -> None:
         if tensor.layout != torch.strided:
@@ -151,7 +161,8 @@ class Tracker(TorchDispatchMode):
         storage = tensor.untyped_storage()
         tag = getattr(storage, "_emscan", None)
         if tag is None or tag[0] is not self._token:
-            tag = (self._token, [])
+            writes: list[int] = []
+            tag = (self._token, writes)
             storage._emscan = tag  # type: ignore[attr-defined]
         tag[1].append(key)
         self._aliased = True
@@ -164,17 +175,21 @@ class Tracker(TorchDispatchMode):
             with self:
                 return replacement(*args, **kwargs)
         inputs = [*tensors_in(args), *tensors_in(kwargs)]
-        key = hash((func, *self._static(func, args, kwargs), *map(self.key_of, inputs)))
+        names = [self._name(tensor) for tensor in inputs]
+        pure = bool(names) and all(own for _, own in names)
+        if not pure and any(own for _, own in names) and packet_name(func) in LAYERS:
+            names = [name for name in names if name[1]]
+        key = hash((func, *self._static(func, args, kwargs), *(name for name, _ in names)))
         call = self.before(func, key, args, kwargs, inputs)
         out = func(*args, **kwargs)
         for position, name in written_arguments(func):
             target = args[position] if position < len(args) else kwargs.get(name)
             for tensor in tensors_in(target):
                 self._log_write(tensor, key)
-                self._tag(tensor, key)
+                self._tag(tensor, key, pure)
         outputs = list(tensors_in(out))
         for index, tensor in enumerate(outputs):
-            self._tag(tensor, hash((key, index)) if index else key)
+            self._tag(tensor, hash((key, index)) if index else key, pure)
         self.after(call, func, key, args, kwargs, outputs)
         return out
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from emscan.trace.dispatch import Leaves, Tracker, module_stack, packet_name, tensors_in
+from emscan.trace.graph import Trace
 from emscan.trace.record import named_inputs
 
 ValueTap = Callable[[Tensor], None]
@@ -19,17 +20,19 @@ CallTap = Callable[[dict[str, Any], Any], None]
 
 @dataclass
 class Tap:
-    """One listener, and how many computations of its name it asked for: a model may compute the same thing twice."""
+    """One listener. ``asked``: how many computations of the name it wants; ``period``: it hears every n-th of them,
+    where a model computes the same thing n times over."""
 
     listen: Callable[..., None]
-    times: int = 1
+    asked: int = 1
+    period: int = 1
 
 
 @dataclass
 class Taps:
     """What to hand out: tensors by the key of their computation, calls by theirs; ``known``: all keys seen so far.
 
-    ``role`` names a listener: the same role asking again for the same key waits for one more computation of it.
+    ``role`` names a listener: asking again for the same key means that the name has one more computation to hear.
     """
 
     values: dict[int, dict[object, Tap]] = field(default_factory=dict)
@@ -44,10 +47,20 @@ class Taps:
         """Ask for arguments (by schema name) and output of a call named ``key``."""
         _ask(self.calls.setdefault(key, {}), role, listen)
 
+    def settle(self, trace: Trace) -> None:
+        """Find how often each name is computed per one that is wanted; call after all have asked."""
+        values = Counter(value.key for value in trace.values if value.call is not None)
+        calls = Counter(call.key for call in trace.calls)
+        for taps, made in ((self.values, values), (self.calls, calls)):
+            for key, roles in taps.items():
+                for tap in roles.values():
+                    if key in made:
+                        tap.period = max(1, made[key] // tap.asked)
+
 
 def _ask(roles: dict[object, Tap], role: object, listen: Callable[..., None]) -> None:
     if role in roles:
-        roles[role].times += 1
+        roles[role].asked += 1
     else:
         roles[role] = Tap(listen)
 
@@ -92,7 +105,7 @@ class Follower(Tracker):
         turn = self._fired[kind, key]
         self._fired[kind, key] += 1
         for tap in taps.values():
-            if turn < tap.times:
+            if turn % tap.period == 0:
                 tap.listen(*what)
 
 

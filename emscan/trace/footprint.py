@@ -17,7 +17,7 @@ class _Ledger(TorchDispatchMode):
     """Add up the bytes of outputs that are alive, and remember the most."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

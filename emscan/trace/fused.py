@@ -42,7 +42,7 @@ def native_multi_head_attention(
     average_attn_weights: bool = True,
     mask_type: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Self-attention over (N, T, E); ``mask``: True hides, (T, S) if ``mask_type`` is 0, (N, S) if 1, else (N, H, T, S)."""
+    """Self-attention over (N, T, E); ``mask`` hides: (T, S) if ``mask_type`` is 0, (N, S) if 1, else (N, H, T, S)."""
     if query is key and key is value:
         projected = F.linear(query, qkv_weight, qkv_bias).chunk(3, dim=-1)
     else:
@@ -99,9 +99,10 @@ def transformer_encoder_layer(
 
     def attend(x: Tensor) -> Tensor:
         weights = (qkv_weight, qkv_bias, proj_weight, proj_bias)
-        return native_multi_head_attention(
+        mixed: Tensor = native_multi_head_attention(
             x, x, x, embed_dim, num_heads, *weights, mask=mask, need_weights=False, mask_type=mask_type
         )[0]
+        return mixed
 
     def feed(x: Tensor) -> Tensor:
         hidden = F.linear(x, ffn_weight_1, ffn_bias_1)

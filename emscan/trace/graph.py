@@ -12,7 +12,8 @@ from torch import Tensor
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """One tensor of the run. ``key`` names the computation that made it, the same for every batch.
+    """One tensor of the run. ``key`` names the computation that made it, the same for every batch; ``flow`` is the
+    identity of the whole computation from the leaves on, within this run.
 
     ``param`` and ``data`` say whether a parameter and whether the input took part in its numbers;
     ``tensor`` is the number itself on the discovery batch, None where it would not fit the budget.
@@ -24,6 +25,7 @@ class Value:
     key: int
     call: Call | None = None
     index: int = 0
+    flow: int = 0
     leaf: str | None = None  # "param" | "buffer" | "input" | "const"
     name: str = ""  # fully qualified name of a parameter or buffer, name of an input
     base_dim: int | None = None

@@ -28,8 +28,8 @@ PASS = _aten(
     "float_power_1 resolve_conj resolve_neg feature_alpha_dropout native_dropout"
 )
 VIEW = _aten(
-    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t T mT mH numpy_T movedim moveaxis "
-    "swapaxes swapdims select slice narrow chunk split split_with_sizes unsafe_chunk unsafe_split tensor_split unbind "
+    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t T mT mH numpy_T movedim "
+    "moveaxis swapaxes swapdims select slice narrow chunk split split_with_sizes unsafe_chunk unsafe_split tensor_split unbind "
     "diagonal expand expand_as broadcast_to view_as reshape_as hsplit vsplit unfold ravel adjoint "
     "unsafe_split_with_sizes as_strided flip roll repeat tile repeat_interleave rot90 pixel_shuffle pixel_unshuffle "
     "constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
@@ -125,6 +125,6 @@ def known(op: str) -> bool:
     """Whether emscan knows what the operator does to alternatives."""
     tables: tuple[Any, ...] = (
         VIEW, CONTRACTION, NORMALIZATION, POOLING, LOOKUP, INDEXING, JOIN, REDUCTION, LOG_PARTITION, SOFTMAX, SDPA,
-        RECURRENT, MAX_POOL, EXTREMUM, RANKING, BINARY_EXTREMUM, LOSS, NEUTRAL, frozenset({"emscan.mutated", "aten.glu"}),
+        RECURRENT, MAX_POOL, EXTREMUM, RANKING, BINARY_EXTREMUM, LOSS, NEUTRAL, {"emscan.mutated", "aten.glu"},
     )  # fmt: skip
     return any(op in table for table in tables) or pointwise(op) or op.startswith(("prim.", "prims.device_put"))

@@ -28,6 +28,15 @@ _CREATES = frozenset(
 )
 
 
+_RANDOM = frozenset(
+    f"aten.{name}"
+    for name in (
+        "rand randn randint randperm rand_like randn_like randint_like normal uniform bernoulli_p exponential random "
+        "log_normal cauchy geometric empty empty_like new_empty dropout bernoulli multinomial"
+    ).split()
+)
+
+
 class GradMode(TorchFunctionMode):
     """Watch the model's own ``no_grad`` blocks, which an inference-mode run does not show otherwise."""
 
@@ -68,9 +77,12 @@ class Recorder(Tracker):
 
     def _leaf(self, tensor: Tensor) -> Value:
         kind, name = self.leaves.find(tensor) or ("const", "")
-        value = self._new(tensor, self._leaf_key(tensor))
+        value = self._new(tensor, self._leaf_name(tensor)[0])
         value.leaf, value.name = kind, name
         value.param, value.data = kind == "param", kind == "input"
+        value.flow = hash(
+            (kind, name or value.id, tuple(tensor.shape), tensor.storage_offset() if kind == "param" else 0)
+        )
         return value
 
     def _new(self, tensor: Tensor, key: int, call: Call | None = None, index: int = 0) -> Value:
@@ -153,14 +165,21 @@ class Recorder(Tracker):
     def _finish(self, call: Call, outputs: list[Tensor], key: int) -> None:
         self.trace.calls.append(call)
         creates = call.op in _CREATES
+        flow = hash((call.func, _named(call.args), _named(call.kwargs), call.id if call.op in _RANDOM else 0))
         for value in call.inputs:
             value.users.append(call)
         for index, tensor in enumerate(outputs):
             value = self._new(tensor, hash((key, index)) if index else key, call, index)
+            value.flow = hash((flow, index))
             if not creates:
                 value.param = any(v.param for v in call.inputs)
                 value.data = any(v.data for v in call.inputs)
             call.outputs.append(value)
+
+
+def _named(tree: Any) -> str:
+    """Return a call's arguments as text, every tensor by the whole computation that made it."""
+    return repr(substitute(tree, lambda leaf: leaf.flow if isinstance(leaf, Value) else leaf))
 
 
 def _source_line() -> str | None:

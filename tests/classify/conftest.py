@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from emscan.classify import Classification, classify
+from emscan.state import undisturbed
 from emscan.trace.record import record
-from emscan.trace.state import undisturbed
 
 
 def look_at(model: nn.Module, inputs: tuple[Any, ...], objective: str = "auto", targets: Any = None) -> Classification:
