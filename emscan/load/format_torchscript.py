@@ -25,5 +25,5 @@ class TorchScript(Format):
     def load(self, source: Source, options: Options) -> Content:
         """Load with ``options.trust`` only."""
         require_trust(options, "it is a TorchScript archive, which holds a program")
-        value = load_unsafely(lambda: torch.jit.load(io.BytesIO(source.data), map_location=options.device))  # type: ignore[no-untyped-call]
+        value = load_unsafely(lambda: torch.jit.load(io.BytesIO(source.data), map_location=options.device))
         return Content(value, trusted=True, notes=["loaded with --trust: a TorchScript archive holds a program"])

@@ -16,7 +16,8 @@ from emscan.measure.alternatives import _MASKED, entropy, visible_alternatives
 from emscan.measure.histogram import Histogram
 from emscan.report.document import EntropySummary, Head, MaxSummary, Responsibility, Thresholds
 
-_SCORES = 1 << 17  # scores alive at a time: with their softmax they stay in cache
+_SCORES = 1 << 19  # scores alive at a time: 2 MiB, and as much for their softmax
+_HIDDEN = -1e30  # score of a masked key: its share underflows to 0, and 0 times it is 0, unlike with -inf
 
 
 class AttentionHeads:
@@ -52,7 +53,15 @@ class AttentionHeads:
         if k.shape[1] != heads:
             k = k.repeat_interleave(heads // k.shape[1], 1)
         factor = scale if scale is not None else query.shape[-1] ** -0.5
-        bias = mask.expand(*query.shape[:-1], size).reshape(-1, heads, length, size) if mask is not None else None
+        found = _Queries(len(q), heads, length, size, q.device)
+        at, keys = torch.arange(length, device=q.device), torch.arange(size, device=q.device)
+        bias = None
+        if mask is not None:
+            bias, seen = _bias(mask, at[:, None] >= keys if causal else None, size)
+            found.seen.copy_(seen.expand(query.shape[:-1]).reshape(found.seen.shape))
+            bias = bias.expand(*query.shape[:-1], size).reshape(-1, heads, length, size)
+        elif causal:
+            found.seen.copy_((at + 1).clamp(max=size))
         samples, rows = _steps(heads, length, size)
         for sample in range(0, len(q), samples):
             batch = slice(sample, sample + samples)
@@ -64,13 +73,12 @@ class AttentionHeads:
                 # the scale costs nothing inside the product
                 scores = torch.baddbmm(buffer, some.flatten(0, 1), keys_t, beta=0, alpha=factor, out=buffer)
                 scores = scores.unflatten(0, some.shape[:2])
-                shown = None
                 if causal:
-                    at = torch.arange(start, min(length, start + rows), device=q.device)
-                    shown = at[:, None] >= torch.arange(size, device=q.device)
+                    scores.add_(torch.where(at[part, None] >= keys, 0.0, _HIDDEN))
                 if bias is not None:
-                    shown, scores = _masked(bias[batch, :, part], shown, scores)
-                self._update(scores, shown, start, length == size)
+                    scores.add_(bias[batch, :, part])
+                found.see_scores(batch, part, scores)
+        self._count(found)
         if output is not None:
             norms = torch.linalg.vector_norm(output, dim=(-2, -1), dtype=torch.float32).reshape(-1, heads)
             self.norm += norms.double().sum(0).cpu()
@@ -78,50 +86,46 @@ class AttentionHeads:
 
     def update_scores(self, scores: Tensor, scale: float = 1.0) -> None:
         """See scores s (..., H, L, S) with r = softmax(scale * s); those absurdly far below the best are masked."""
-        for start, (part,) in _parts(scores):
+        found, parts = _walk(scores)
+        for batch, queries, (part,) in parts:
             wide = part.to(torch.float32, copy=True).mul_(scale)  # a copy: the statistics work in place
-            self._update(wide, visible_alternatives(wide, -1), start, scores.shape[-2] == scores.shape[-1])
+            shown = visible_alternatives(wide, -1)
+            if shown is not None:
+                self.nonfinite = self.nonfinite or bool(wide.isnan().any())
+                found.seen[batch, :, queries] = shown.sum(-1)
+                wide.masked_fill_(~shown, _HIDDEN)
+            found.see_scores(batch, queries, wide)
+        self._count(found)
 
     def update_probabilities(self, r: Tensor, shown: Tensor | None) -> None:
         """See responsibilities (..., H, L, S) themselves; ``shown``: bool, which keys a mask has left."""
-        for start, (part, *seen) in _parts(r, *([shown.expand(r.shape)] if shown is not None else [])):
+        found, parts = _walk(r, *([shown.expand(r.shape)] if shown is not None else []))
+        for batch, queries, (part, *seen) in parts:
             wide = part.float()
-            self._count(
-                wide, entropy(wide), wide.amax(-1), seen[0] if seen else None, start, r.shape[-2] == r.shape[-1]
-            )
+            if seen:
+                found.seen[batch, :, queries] = seen[0].sum(-1)
+            found.see(batch, queries, wide, entropy(wide), wide.amax(-1))
+        self._count(found)
 
-    def _update(self, scores: Tensor, shown: Tensor | None, start: int, square: bool) -> None:
-        hidden = ~shown if shown is not None else None
-        if hidden is not None:
-            scores.masked_fill_(hidden, -math.inf)
-        best = scores.amax(-1)
-        r = torch.softmax(scores, -1)
-        top = r.amax(-1)
-        mean = scores.mul_(r)
-        if hidden is not None:
-            mean.masked_fill_(hidden, 0.0)
-        h = (best - top.log() - mean.sum(-1)).clamp_(min=0)
-        self._count(r, h, top, shown, start, square)
-
-    def _count(self, r: Tensor, h: Tensor, top: Tensor, shown: Tensor | None, start: int, square: bool) -> None:
-        """Count one piece: r (N, H, l, S) of the queries from ``start`` on; h, top (N, H, l)."""
-        seen = torch.full_like(h, r.shape[-1]) if shown is None else shown.sum(-1).to(h.dtype).expand(h.shape)
+    def _count(self, found: _Queries) -> None:
+        """Add what the queries of one call have shown."""
+        h, seen = found.entropy.clamp_(min=0), found.seen
         sighted = seen >= 1
         if not bool(h.sum().isfinite()):  # the entropy of a query that sees nothing is NaN, too
             sighted = sighted & h.isfinite()
             self.nonfinite = self.nonfinite or bool(((seen >= 1) & ~sighted).any())
         self.queries += sighted.sum((0, 2)).cpu()
-        self.first += r[..., 0].nan_to_num().sum((0, 2), dtype=torch.float64).cpu()
-        if square:
-            self.diagonal += r.diagonal(start, -2, -1).nan_to_num().sum((0, 2), dtype=torch.float64).cpu()
+        self.first += torch.where(sighted, found.first, 0.0).sum((0, 2), dtype=torch.float64).cpu()
+        if found.square:
             self.aligned += sighted.sum((0, 2)).cpu()
+            self.diagonal += torch.where(sighted, found.own, 0.0).sum((0, 2), dtype=torch.float64).cpu()
         real = sighted & (seen >= 2)
         self.measured += real.sum((0, 2)).cpu()
         self.normalized += torch.where(real, h / seen.clamp(min=2).log(), 0.0).sum((0, 2)).cpu()
-        self.hard += ((top >= self._thresholds.hard) & real).sum((0, 2)).cpu()
+        self.hard += ((found.top >= self._thresholds.hard) & real).sum((0, 2)).cpu()
         everything = bool(real.all())
         self.entropy.update(h if everything else h[real])
-        self.largest.update(top if everything else top[real])
+        self.largest.update(found.top if everything else found.top[real])
 
     def merge(self, other: AttentionHeads) -> None:
         """Add what another probe shard has shown."""
@@ -159,6 +163,14 @@ class AttentionHeads:
         )
 
 
+def _bias(mask: Tensor, causal: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+    """Return a mask (..., S) as what it adds to the scores, and how many keys it leaves; both may broadcast."""
+    shown = mask if mask.dtype == torch.bool else mask > -_MASKED
+    bias = torch.where(shown, 0.0 if mask.dtype == torch.bool else mask.float(), _HIDDEN)
+    shown = shown.expand(*shown.shape[:-1], size)
+    return bias, (shown if causal is None else shown & causal).sum(-1)
+
+
 def _steps(heads: int, length: int, size: int) -> tuple[int, int]:
     """Return how many samples and how many queries of each to look at together."""
     if heads * length * size <= _SCORES:
@@ -166,22 +178,39 @@ def _steps(heads: int, length: int, size: int) -> tuple[int, int]:
     return 1, max(1, _SCORES // (heads * size))
 
 
-def _parts(*tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-    """Yield slices (n, H, l, S) of tensors (..., H, L, S), each with the index of its first query."""
+class _Queries:
+    """What every query of one call has shown, (N, H, L): counted once, since small pieces of scores are many."""
+
+    def __init__(self, samples: int, heads: int, length: int, size: int, device: torch.device) -> None:
+        self.entropy, self.top, self.first, self.own, self.seen = torch.zeros(5, samples, heads, length, device=device)
+        self.seen.fill_(size)
+        self.square = length == size
+
+    def see_scores(self, batch: slice, queries: slice, scores: Tensor) -> None:
+        """See scores (n, H, l, S), which are overwritten."""
+        best = scores.amax(-1)
+        r = torch.softmax(scores, -1)
+        top = r.amax(-1)
+        mean = scores.mul_(r).sum(-1)
+        self.see(batch, queries, r, best.sub_(top.log()).sub_(mean), top)
+
+    def see(self, batch: slice, queries: slice, r: Tensor, h: Tensor, top: Tensor) -> None:
+        """See responsibilities r (n, H, l, S) with entropies h and maxima top (n, H, l)."""
+        self.entropy[batch, :, queries], self.top[batch, :, queries] = h, top
+        self.first[batch, :, queries] = r[..., 0]
+        if self.square:
+            self.own[batch, :, queries] = r.diagonal(queries.start, -2, -1)
+
+
+def _walk(*tensors: Tensor) -> tuple[_Queries, Iterator[tuple[slice, slice, list[Tensor]]]]:
+    """Return room for the queries of tensors (..., H, L, S), and their pieces: samples, queries, slices."""
     heads, length, size = tensors[0].shape[-3:]
     whole = [tensor.reshape(-1, heads, length, size) for tensor in tensors]
     samples, rows = _steps(heads, length, size)
-    for sample in range(0, len(whole[0]), samples):
-        for start in range(0, length, rows):
-            yield start, [tensor[sample : sample + samples, :, start : start + rows] for tensor in whole]
-
-
-def _masked(piece: Tensor, shown: Tensor | None, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply a mask; return which keys it leaves, and the scores with an additive mask's finite part added."""
-    if piece.dtype == torch.bool:
-        visible = piece
-    else:
-        scores = scores + piece.float()
-        best = scores.amax(-1, keepdim=True)
-        visible = torch.isfinite(scores) & (scores >= best - _MASKED)
-    return (visible if shown is None else visible & shown), scores
+    places = (
+        (slice(sample, sample + samples), slice(start, start + rows))
+        for sample in range(0, len(whole[0]), samples)
+        for start in range(0, length, rows)
+    )
+    found = _Queries(len(whole[0]), heads, length, size, tensors[0].device)
+    return found, ((batch, part, [tensor[batch, :, part] for tensor in whole]) for batch, part in places)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "tanh": ("h",), "relu": ("h",)}
-_RUN = {"lstm": torch.lstm, "gru": torch.gru, "tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
+_RUN: dict[str, Any] = {"lstm": torch.lstm, "gru": torch.gru, "tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 
 
 def odds(

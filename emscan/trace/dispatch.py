@@ -179,7 +179,11 @@ class Tracker(TorchDispatchMode):
         pure = bool(names) and all(own for _, own in names)
         if not pure and any(own for _, own in names) and packet_name(func) in LAYERS:
             names = [name for name in names if name[1]]
-        key = hash((func, *self._static(func, args, kwargs), *(name for name, _ in names)))
+        if func is torch.ops.aten.detach.default:
+            # factories detach what they made if somebody else still holds it, as a recorder does: no new name
+            key = names[0][0]
+        else:
+            key = hash((func, *self._static(func, args, kwargs), *(name for name, _ in names)))
         call = self.before(func, key, args, kwargs, inputs)
         out = func(*args, **kwargs)
         for position, name in written_arguments(func):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from emscan.trace.dispatch import Leaves, Tracker, module_stack, packet_name, storage_id, tensors_in, written_arguments
 from emscan.trace.graph import Call, Trace, Value, substitute, values_in
@@ -37,17 +38,40 @@ _RANDOM = frozenset(
 )
 
 
-class GradMode(TorchFunctionMode):
-    """Watch the model's own ``no_grad`` blocks, which an inference-mode run does not show otherwise."""
+class GradMode:
+    """Whether the model is inside a ``no_grad`` block of its own, which an inference-mode run does not show otherwise."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.off = False
+        self.depth = 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled:
-            self.off = not args[0]
-        return func(*args, **(kwargs or {}))
+    @property
+    def off(self) -> bool:
+        """Inside at least one block."""
+        return self.depth > 0
+
+
+@contextmanager
+def grad_mode() -> Iterator[GradMode]:
+    """Count the entries and exits of ``torch.no_grad`` while the body runs.
+
+    The class itself is watched: a function mode would see them too, but it changes which operators factories call.
+    """
+    watch = GradMode()
+    enter, leave = torch.no_grad.__enter__, torch.no_grad.__exit__
+
+    def entered(block: torch.no_grad) -> None:
+        watch.depth += 1
+        enter(block)
+
+    def left(block: torch.no_grad, *error: Any) -> None:
+        watch.depth -= 1
+        leave(block, *error)
+
+    torch.no_grad.__enter__, torch.no_grad.__exit__ = entered, left  # type: ignore[method-assign]
+    try:
+        yield watch
+    finally:
+        torch.no_grad.__enter__, torch.no_grad.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 class Recorder(Tracker):
@@ -199,7 +223,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, b
     """Run ``model(*args, **kwargs)`` once and return its Trace; at most ``budget`` bytes of values are kept."""
     inputs = named_inputs(args, kwargs)
     leaves = Leaves(model, inputs)
-    with module_stack(model) as stack, torch.inference_mode(), GradMode() as grad:
+    with module_stack(model) as stack, torch.inference_mode(), grad_mode() as grad:
         recorder = Recorder(leaves, stack, grad, budget)
         for tensor in inputs.values():
             recorder.trace.inputs.append(recorder.value_of(tensor))
