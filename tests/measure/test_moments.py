@@ -71,9 +71,7 @@ def test_any_axis_and_rows_that_are_not_finite() -> None:
     broken[2, 1, 7] = math.nan
     rows = values.movedim(1, -1).reshape(-1, 3)
     keep = broken.movedim(1, -1).reshape(-1, 3).isfinite().all(1)
-    torch.testing.assert_close(
-        filled(values, axis=1).variance, rows.double().var(0, correction=0), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(filled(values, axis=1).variance, rows.double().var(0, correction=0), rtol=1e-4, atol=0)
     torch.testing.assert_close(
         filled(broken, axis=1).variance, rows[keep].double().var(0, correction=0), rtol=1e-4, atol=0
     )
