@@ -80,7 +80,7 @@ class _Audit:
         self.discoveries += 1
         trace, targets = self._record(batch, few)
         names = [name for name, _ in self.model.named_parameters()]
-        found = classify(trace, names, objective_name=self.objective, targets=targets)
+        found = classify(trace, names, objective_name=self.objective, targets=targets, all_targets=batch.targets)
         first = not self.rows
         if first:
             self.goal = f"{found.objective.name} ({found.objective.reason})"

@@ -34,12 +34,17 @@ class Classification:
 
 
 def classify(
-    trace: Trace, parameter_names: list[str], *, objective_name: str = "auto", targets: Tensor | None = None
+    trace: Trace,
+    parameter_names: list[str],
+    *,
+    objective_name: str = "auto",
+    targets: Tensor | None = None,
+    all_targets: Tensor | None = None,
 ) -> Classification:
     """Find every competition and gate of a traced run. Raises UsageError for an objective that does not fit."""
     axes, regions = Axes(trace), Regions(trace)
     sites = find_sites(trace, axes, regions)
-    goal = objective.resolve(objective_name, trace, targets, sites)
+    goal = objective.resolve(objective_name, trace, targets, sites, all_targets)
     if goal.site is not None:
         sites.append(goal.site)
     rows = assemble(trace, axes, sites, parameter_names)
@@ -176,6 +181,8 @@ def _recurrent(trace: Trace) -> list[Site]:
             "em", "logistic", form.label, {call}, call.inputs[0], call.out, "gate", 2, "on-off", form=form, op=call.op
         )
         site.owner = call
+        if call.op != "aten.lstm_cell" and "batch_sizes" in {a.name for a in call.func._schema.arguments}:
+            site.notes.append("packed sequences: the gates are not measured")
         if kind == "relu":
             site.verdict, site.mechanism, site.leaky = "hard", "threshold", False
         sites.append(site)
@@ -215,7 +222,7 @@ def _energies_detached(value: Value) -> bool:
         return False
     queue, seen = [value], {value.id}
     for item in queue:
-        if item.leaf == "param":
+        if item.leaf is not None and item.param:
             return False
         if item.call is None or item.call.op == "aten.detach" or item.call.no_grad:
             continue

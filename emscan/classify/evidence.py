@@ -32,7 +32,7 @@ def gather(site: Site, trace: Trace, factor: float) -> Evidence:
     found.differentiable = site.differentiable
     try:
         errors = _errors(site, trace)
-    except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError):
+    except (RuntimeError, NotImplementedError, TypeError, IndexError, KeyError, ValueError):
         errors = None  # an operator that cannot be run again on its own: no evidence rather than a guess
     if errors is not None:
         found.sum_error, found.gradient_error, reach = errors

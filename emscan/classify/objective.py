@@ -37,13 +37,17 @@ def class_axis(shape: tuple[int, ...], targets: Tensor | None) -> int | None:
     return None
 
 
-def resolve(name: str, trace: Trace, targets: Tensor | None, sites: list[Site]) -> Objective:
-    """Return the objective to apply to the model's scores. Raises UsageError for one that does not fit the output."""
+def resolve(
+    name: str, trace: Trace, targets: Tensor | None, sites: list[Site], all_targets: Tensor | None = None
+) -> Objective:
+    """Return the objective to apply to the model's scores; ``targets`` go with the trace, ``all_targets`` say their range.
+
+    Raises UsageError for one that does not fit the output."""
     if name == "none":
         return Objective("none", "as asked")
     scores = next((v for v in trace.outputs if v.floating and len(v.shape) >= 1), None)
     if name == "auto":
-        return _automatic(scores, targets, sites)
+        return _automatic(scores, targets, sites, all_targets if all_targets is not None else targets)
     if scores is None:
         raise UsageError("the model returns no floating-point scores", f"--objective {name} needs them")
     if name == "cross-entropy":
@@ -62,17 +66,18 @@ def resolve(name: str, trace: Trace, targets: Tensor | None, sites: list[Site]) 
     return _free_energy(scores, sites)
 
 
-def _automatic(scores: Value | None, targets: Tensor | None, sites: list[Site]) -> Objective:
+def _automatic(scores: Value | None, targets: Tensor | None, sites: list[Site], everything: Tensor | None) -> Objective:
     if scores is None or targets is None or targets.is_floating_point() or targets.dtype == torch.bool:
         return Objective("none", "no integer targets in the probe")
     axis = class_axis(scores.shape, targets)
     if axis is None or scores.shape[axis] < 2 or not targets.numel():
         return Objective("none", "the targets do not fit the output")
     count = scores.shape[axis]
-    low, high = int(targets.min()), int(targets.max())
-    ignored = targets[targets != -100]
-    if low == -100 and ignored.numel():
-        low = int(ignored.min())
+    named = everything if everything is not None else targets
+    named = named[named != -100]  # what torch's cross-entropy ignores
+    if not named.numel():
+        return Objective("none", "no target names a class")
+    low, high = int(named.min()), int(named.max())
     if low < 0 or high >= count:
         return Objective("none", f"targets outside [0, {count})")
     if _emitter(scores, sites) is not None and high != count - 1:

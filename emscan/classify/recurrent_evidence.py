@@ -48,6 +48,9 @@ def _first_step(call: Call) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     params = list(named["params"])
     bias = bool(named["has_biases"])
     weights = [*params[:2], *(params[2:4] if bias else (None, None))]
+    if "batch_sizes" in named:  # packed: the first step is at the head of the data
+        count = int(named["batch_sizes"][0])
+        return named["data"][:count][:_ROWS], state[0][:_ROWS, : weights[1].shape[1]], weights
     x = named["input"]
     if x.dim() == 3:
         x, state = (x[:, 0] if named["batch_first"] else x[0]), state[0]

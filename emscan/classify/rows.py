@@ -43,7 +43,7 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
         _place(site, axes, trace)
         name, composition = _title(site, names)
         same_call = (id(site.owner) if site.owner else name, site.mechanism, _same_kind(site))
-        ordinal = ordinals.get(same_call, 0)
+        ordinal = 0 if site.mechanism == "logistic" and site.owner is not None else ordinals.get(same_call, 0)
         ordinals[same_call] = ordinal + 1
         key = (site.owner_names or name, site.mechanism, _same_kind(site), ordinal)
         if key in rows:
@@ -54,10 +54,20 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
         rows[key] = Row(name, module, composition, site.mechanism, key, [site], order=order)
     found = list(rows.values())
     for row in found:
-        row.calls = len(row.sites)
+        row.calls = _calls(row)
     owning = {id(site.owner) for site in sites if site.owner is not None and site.attention is None}
     found += _plain(trace, names, owning)
     return sorted(found, key=lambda row: row.order)
+
+
+def _calls(row: Row) -> int:
+    """Return how often the layer was called: the gates that one call feeds (LSTM by hand) count once."""
+    labels = dict.fromkeys(site.label for site in row.sites)
+    if row.mechanism == "logistic" and len(row.sites) > 1:
+        if len(labels) > 1:
+            row.composition = row.composition.replace(row.sites[0].label, "/".join(labels))
+        return len({id(site.owner) if site.owner else id(site) for site in row.sites})
+    return len(row.sites)
 
 
 def _same_kind(site: Site) -> tuple[object, ...]:
@@ -82,6 +92,8 @@ def _place(site: Site, axes: Axes, trace: Trace) -> None:
         site.owner_names = owners.parameters(site.owner)
     elif site.energies.param and not site.energies.data:
         site.owner_names = _leaves(site.energies)
+    if not site.members:  # what an objective adds knows its alternatives
+        return
     if site.mechanism in {"logistic", "threshold", "smooth-gate"} or site.kind in {"window", "experts", "classes"}:
         site.persistent = site.kind in {"experts", "classes"}
         return

@@ -35,7 +35,7 @@ def recognize(curve: Curve) -> GateForm | None:
     switch = bool(flat) and all(low == -math.inf and high == math.inf for low, high in flat)
     if (switch or not flat) and not curve.two_sided:
         return None  # |z|, rounding and the like: no side is off
-    names = [name for name, function in NAMES.items() if curve.scaled(function)]
+    names = [name for name, function in NAMES.items() if curve.scaled(function) or curve.scaled(_mirrored(function))]
     on_above = _threshold(curve, flat)
     if switch:  # a step passes no gradient on either side; what it multiplies is cut off below the threshold
         flat = [(-math.inf, on_above)]
@@ -48,6 +48,10 @@ def recognize(curve: Curve) -> GateForm | None:
         stuck=tuple(_value(curve.function, interval) for interval in flat),
         output_tells=relu_like,
     )
+
+
+def _mirrored(function: Function) -> Function:
+    return lambda z: function(-z)
 
 
 def _flat_intervals(curve: Curve) -> list[tuple[float, float]]:

@@ -105,7 +105,7 @@ class AlternativesMeter:
             return None, self._heads.responsibility(), ["non-finite"] if self._heads.nonfinite else []
         stats = self._stats
         if not (stats.competitions or stats.picks):
-            return None, None, []
+            return None, None, ["non-finite"] if stats.nonfinite else []
         hard = self._site.mechanism == "truncation"
         components = stats.components(self._site.kind, hard=hard) if stats.persistent else None
         found = stats.responsibility(router=self._router)

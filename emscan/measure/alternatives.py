@@ -94,8 +94,8 @@ class Alternatives:
             h = total.log() - below.mul_(weight).sum(-1) * top
             real = h.isfinite()
             if not bool(real.all()):
-                blank = ~shown.any(-1) if shown is not None else torch.zeros_like(real)
-                self.nonfinite = self.nonfinite or bool((~real & ~blank).any())
+                # a row of nothing but -inf is fully masked: no competition, and nothing wrong
+                self.nonfinite = self.nonfinite or not bool((rows < math.inf).all())
                 h, top, weight, shown = h[real], top[real], weight[real], shown[real] if shown is not None else None
             self._count(h.clamp_(min=0), top, top @ weight if self.persistent else None, shown, scores.shape[axis])
 

@@ -91,7 +91,7 @@ class AttentionHeads:
             wide = part.to(torch.float32, copy=True).mul_(scale)  # a copy: the statistics work in place
             shown = visible_alternatives(wide, -1)
             if shown is not None:
-                self.nonfinite = self.nonfinite or bool(wide.isnan().any())
+                self.nonfinite = self.nonfinite or not bool((wide < math.inf).all())
                 found.seen[batch, :, queries] = shown.sum(-1)
                 wide.masked_fill_(~shown, _HIDDEN)
             found.see_scores(batch, queries, wide)

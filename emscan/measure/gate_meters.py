@@ -139,7 +139,7 @@ class LogisticMeter:
 
     def __init__(self, site: Site, thresholds: Thresholds) -> None:
         self._site, self._thresholds = site, thresholds
-        self._parts: dict[tuple[int, ...], TwoWay] = {}
+        self._parts: dict[tuple[str, tuple[int, ...]], TwoWay] = {}
 
     def attach(self, site: Site, axes: Axes, taps: Taps) -> None:
         """Watch one call of the layer."""
@@ -161,9 +161,10 @@ class LogisticMeter:
         taps.on_value(site.energies.key, (id(self), "odds"), see)
 
     def _part(self, rows: tuple[int, ...], form: GateForm, dtype: torch.dtype) -> TwoWay:
-        if rows not in self._parts:
-            self._parts[rows] = TwoWay(rows, self._thresholds, underflow(self._passing(form), dtype))
-        return self._parts[rows]
+        key = form.label, rows
+        if key not in self._parts:
+            self._parts[key] = TwoWay(rows, self._thresholds, underflow(self._passing(form), dtype))
+        return self._parts[key]
 
     def _recurrent(self, site: Site, named: dict[str, Any]) -> None:
         assert site.form is not None
@@ -184,16 +185,12 @@ class LogisticMeter:
         if not parts or not any(part.values for part in parts):
             return None, None, []
         whole = TwoWay.joined(parts, self._thresholds)
-        order = torch.tensor(whole.rows).argsort()
-        dead = sorted(row for part in parts for row in part.dead())
-        found = Components(
-            "units",
-            len(whole.rows),
-            dead=dead,
-            frozen=whole.frozen(),
-            numeric=bool(dead),
-            on_rate=(whole.on.double() / max(1, whole.per_unit))[order].tolist(),
-        )
+        own = [part for n, part in enumerate(parts) if all(not set(part.rows) & set(p.rows) for p in parts[:n])]
+        rates = {row: rate for part in own for row, rate in zip(part.rows, part.on_rate(), strict=True)}
+        dead = sorted(row for part in own for row in part.dead())
+        frozen = sorted(row for part in own for row in part.frozen())
+        listed = [rates[row] for row in sorted(rates)]
+        found = Components("units", len(rates), dead=dead, frozen=frozen, numeric=bool(dead), on_rate=listed)
         return found, whole.responsibility(), ["non-finite"] if whole.nonfinite else []
 
     def _passing(self, form: GateForm) -> Callable[[Tensor], Tensor]:

@@ -74,10 +74,10 @@ def _table(report: Report, rows: list[Layer], width: int) -> Table:
     cells = [_cells(layer, report) for layer in rows]
     wide = width >= 110
     table = Table(box=box.SIMPLE_HEAD, expand=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    middle = _COLUMNS[1:6] if width >= 72 else _COLUMNS[1:5]
+    middle = ("EM", *_COLUMNS[2:5]) if width < 72 else _COLUMNS[1:6]
     taken = sum(max(len(title), *(len(row[i + 2]) for row in cells)) + 2 for i, title in enumerate(middle))
     first = max(len(_COLUMNS[0]), *(len(row[0]) for row in cells))
-    room = max(18, width - taken - 2)
+    room = max(12, width - taken - 2)
     if wide:
         names = min(max(4, *(len(row[1]) for row in cells)), max(12, room - first - 22))
         looks = max(16, room - first - names - 4)

@@ -84,6 +84,7 @@ class Leaves:
         self.by_id: dict[int, tuple[str, str]] = {}
         self.by_storage: dict[int, tuple[str, str]] = {}
         self._alive: list[Tensor] = []
+        self.bare = next(iter(model.parameters()), None) is None
         for kind, named in (("param", model.named_parameters()), ("buffer", model.named_buffers())):
             for name, tensor in named:
                 self._add(kind, name, tensor)

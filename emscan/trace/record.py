@@ -103,7 +103,8 @@ class Recorder(Tracker):
         kind, name = self.leaves.find(tensor) or ("const", "")
         value = self._new(tensor, self._leaf_name(tensor)[0])
         value.leaf, value.name = kind, name
-        value.param, value.data = kind == "param", kind == "input"
+        # a network without parameters is all arithmetic on its input: energies come from there
+        value.param, value.data = kind == "param" or (kind == "input" and self.leaves.bare), kind == "input"
         value.flow = hash(
             (kind, name or value.id, tuple(tensor.shape), tensor.storage_offset() if kind == "param" else 0)
         )

@@ -209,7 +209,7 @@ def test_units_dead_by_their_weights_alone() -> None:
     model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 2))
     with torch.no_grad():
         model[2].weight[3], model[2].bias[3] = -model[2].weight[3].abs(), -0.5
-    second = [layer for layer in emscan.audit(model, torch.randn(40, 6)).layers if layer.name == "2"][0]
+    second = next(layer for layer in emscan.audit(model, torch.randn(40, 6)).layers if layer.name == "2")
     assert second.components.provably_dead == [3]
     assert 3 in second.components.dead
 

@@ -1,0 +1,119 @@
+"""Every rule fires on what it describes and stays silent otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+from emscan import rules
+from emscan.report.document import Evidence, Report
+from emscan.rules.registry import rule
+from tests.report.builder import gate, plain, report, seed, softmax
+
+
+def routed():
+    row = softmax(0, "router", count=8, kind="experts")
+    row.verdict, row.mechanism, row.em_compatible = "hard", "truncation", False
+    row.components.kind, row.components.count = "experts", 8
+    return row
+
+
+def with_(row, **changes):
+    for path, value in changes.items():
+        holder = row
+        *parents, last = path.split("__")
+        for name in parents:
+            holder = getattr(holder, name)
+        setattr(holder, last, value)
+    return row
+
+
+FIRES: dict[str, Report] = {
+    "EM001": report(with_(softmax(0, "a"), alternatives__kind="batch")),
+    "EM002": report(with_(softmax(0, "a"), flags=["double-normalization"])),
+    "EM101": report(gate(0, "a", dead=[1])),
+    "EM102": report(gate(0, "a", count=3, dead=[0, 1, 2])),
+    "EM103": report(with_(gate(0, "a", dead=[1]), components__numeric=True)),
+    "EM104": report(gate(0, "a", provably_dead=[2])),
+    "EM105": report(with_(routed(), components__dead=[3])),
+    "EM106": report(with_(softmax(0, "a"), components__starved=[3])),
+    "EM107": report(gate(0, "a", rare=[2])),
+    "EM108": report(gate(0, "a", dormant=[2])),
+    "EM201": report(with_(softmax(0, "a"), responsibility__information=1e-6, components__variance=[1e-4] * 10)),
+    "EM202": report(with_(routed(), responsibility__max_violation=1.5)),
+    "EM203": report(with_(gate(0, "a", frozen=[1]), mechanism="logistic", verdict="em")),
+    "EM204": report(with_(softmax(0, "a", kind="prototypes"), responsibility__hard_fraction=0.999)),
+    "EM301": report(with_(gate(0, "a"), flags=["non-finite"])),
+    "EM401": report(with_(softmax(0, "a"), evidence=Evidence("x", None, 0.1, 1e-9, 1e-5, "float32", True))),
+    "EM402": report(with_(softmax(0, "a"), flags=["detached"])),
+    "EM901": report(gate(0, "a"), unclassified=("custom.op",)),
+    "EM902": report(),
+    "EM903": report(plain(0, "a"), synthetic=True),
+}
+
+
+def codes(made: Report) -> set[str]:
+    return {finding.rule for finding in made.findings}
+
+
+def test_every_rule_is_covered() -> None:
+    assert set(FIRES) == set(rules.RULES)
+
+
+@pytest.mark.parametrize("code", sorted(FIRES))
+def test_fires(code: str) -> None:
+    found = [finding for finding in FIRES[code].findings if finding.rule == code]
+    assert len(found) == 1
+    assert found[0].message
+    assert "\n" not in found[0].message
+    assert found[0].fingerprint.startswith(f"v1:{code}:")
+
+
+@pytest.mark.parametrize("code", sorted(FIRES))
+def test_stays_silent_on_a_sound_network(code: str) -> None:
+    assert code not in codes(report(gate(0, "a"), softmax(1, "b"), plain(2, "c")))
+
+
+@pytest.mark.parametrize("code", sorted(rules.RULES))
+def test_pages_explain(code: str) -> None:
+    page = rules.RULES[code].page
+    for part in ("What it finds:", "Why it matters:", "What to do:"):
+        assert part in page
+    assert "replace the activation" not in page.lower()
+
+
+def test_a_code_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        rule("EM101", "again", "note")(lambda report: iter(()))
+
+
+def test_fingerprints_do_not_depend_on_numbers() -> None:
+    one, other = report(gate(0, "a", dead=[1])), report(gate(0, "a", dead=[2, 3]), samples=7)
+    assert one.findings[0].fingerprint == other.findings[0].fingerprint
+    assert report(gate(0, "b", dead=[1])).findings[0].fingerprint != one.findings[0].fingerprint
+
+
+def test_findings_come_worst_first_and_twice_the_same() -> None:
+    made = report(gate(0, "a", rare=[1]), gate(1, "b", dead=[1]), with_(gate(2, "c"), flags=["non-finite"]))
+    levels = [rules.LEVELS.index(finding.level) for finding in made.findings]
+    assert levels == sorted(levels)
+    before = list(made.findings)
+    rules.apply(made)
+    assert made.findings == before
+
+
+def test_collapse_says_why_the_load_does_not_show_it() -> None:
+    finding = next(f for f in FIRES["EM201"].findings if f.rule == "EM201")
+    assert "varies by less than 0.01" in finding.message
+    assert "the load looks fine" in finding.message
+
+
+def test_dead_on_a_synthetic_probe_is_indicative() -> None:
+    assert any("indicative" in f.message for f in seed(synthetic=True).findings if f.rule == "EM101")
+
+
+@pytest.mark.parametrize(
+    ("made", "status"),
+    [(seed(), "ok"), (report(), "inconclusive"), (report(gate(0, "a"), unclassified=("x.y",)), "inconclusive")],
+)
+def test_status(made: Report, status: str) -> None:
+    assert made.summary.status == status
