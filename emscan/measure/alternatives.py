@@ -85,10 +85,9 @@ class Alternatives:
             rows = part if scale == 1.0 else part * scale
             shown = visible_alternatives(rows, -1) if masks else None
             below = rows - rows.amax(-1, keepdim=True)
-            weight = below.exp()
+            weight = below.exp()  # exactly 0 so far below the best
             if shown is not None:
-                weight.masked_fill_(~shown, 0.0)
-                below.masked_fill_(~shown, 0.0)
+                below.masked_fill_(~shown, 0.0)  # 0 times -inf is NaN
             total = weight.sum(-1)
             top = 1 / total
             h = total.log() - below.mul_(weight).sum(-1) * top

@@ -117,9 +117,9 @@ class TwoWay:
             return []
         return sorted(row for row, alive in zip(self.rows, self.underflow.alive.tolist(), strict=True) if not alive)
 
-    def on_rate(self) -> list[float]:
+    def on_rate(self) -> list[float | None]:
         """Return, per unit, the share of values on which the upper side has more than half."""
-        return (self.on.double() / max(1, self.per_unit)).tolist()  # type: ignore[no-any-return]
+        return (self.on.double() / max(1, self.per_unit)).tolist()
 
     def frozen(self) -> list[int]:
         """Return the units whose r stays at or beyond 0.99 of one side on every value."""

@@ -176,6 +176,15 @@ def test_starved_and_dead() -> None:
     assert hard.components("latents", hard=True).dead == [2, 3]  # type: ignore[union-attr]
 
 
+def test_starved_is_measured_against_the_uniform_share() -> None:
+    stats = Alternatives(100, True, T)
+    r = torch.full((1, 100), 1.0)
+    r[0, 3], r[0, 5], r[0, 9] = 0.009, 0.011, 0.0
+    stats.update(r / r.sum())
+    assert stats.components("experts", hard=True).starved == [3]  # type: ignore[union-attr]
+    assert stats.components("classes", hard=False).starved == [3, 9]  # type: ignore[union-attr]
+
+
 def test_routers_load_by_assignments_and_by_posterior() -> None:
     scores = torch.randn(500, 8) + torch.linspace(2, -2, 8)
     scores[:, 7] = -9.0
@@ -215,9 +224,11 @@ def test_assignments_alone_and_samples_that_nothing_took() -> None:
 def test_amounts_that_do_not_sum_to_one_load_by_use() -> None:
     latents = torch.zeros(100, 6)
     latents.scatter_(1, torch.randint(0, 5, (100, 2)), 7.0)
-    stats = Alternatives(6, True, T)
-    for part in latents.split(30):
-        stats.update(part)
+    stats, shard = Alternatives(6, True, T), Alternatives(6, True, T)
+    stats.update(latents[:1] / latents[:1].sum())  # one shard happens to see shares alone
+    for part in latents[1:].split(30):
+        shard.update(part)
+    stats.merge(shard)
     used = (latents != 0).sum(0).double()
     assert stats.load is not None
     torch.testing.assert_close(stats.load, used / used.sum())

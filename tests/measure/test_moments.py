@@ -41,8 +41,9 @@ def test_variance_and_redundancy_equal_numpy(offset: float, dtype: torch.dtype) 
 @given(st.integers(1, 200), st.integers(2, 6), st.integers(0, 1000))
 def test_merging_and_batches_equal_one_pass(cut: int, k: int, seed: int) -> None:
     values = torch.randn(201, k, generator=torch.Generator().manual_seed(seed)) * 3 + 5
-    whole, merged = filled(values), filled(values[:cut])
-    merged.merge(filled(values[cut:]))
+    values[cut:] += 4  # shards around different means, each in several batches
+    whole, merged = filled(values), filled(*values[:cut].split(3))
+    merged.merge(filled(*values[cut:].split(5)))
     for other in (merged, filled(values[:cut], values[cut:])):
         assert other.samples == whole.samples
         torch.testing.assert_close(other.variance, whole.variance, rtol=1e-4, atol=1e-9)
