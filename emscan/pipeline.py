@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import os
 import platform
 from collections.abc import Callable
@@ -91,6 +92,8 @@ class _Audit:
         self.taps.known |= {call.key for call in trace.calls}
         self.taps.settle(trace)
         _forget(trace)
+        del trace, found
+        _return_memory()
 
     def _record(self, batch: Batch, few: bool) -> tuple[Trace, Tensor | None]:
         """Trace a few samples, or the whole batch where a model insists on its size."""
@@ -165,6 +168,12 @@ def _forget(trace: Trace) -> None:
             value.tensor = None
 
 
+def _return_memory() -> None:
+    """Hand freed memory back to the system: what discovery kept would otherwise stay on top of the probe's own peak."""
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def run(
     loaded: LoadedModel,
     probe: Probe | None,
@@ -178,7 +187,8 @@ def run(
 ) -> Report:
     """Audit a loaded model on a probe and return the report, findings and summary filled.
 
-    ``max_memory``: bytes that the activations of one batch may take (default: half of what is free). ``progress`` is
+    ``max_memory``: bytes that the activations of one batch may take (default, for files: half of what is free).
+    ``progress`` is
     called with (batches done, batches in all or None). Raises EmscanError where the model cannot be audited.
     """
     if objective not in OBJECTIVES:
@@ -195,7 +205,7 @@ def run(
         for done, batch in enumerate(probe):
             try:
                 if done == 0:
-                    _check_memory(model, batch, max_memory)
+                    _check_memory(model, batch, max_memory, from_file=loaded.info.path is not None)
                     audit.discover(batch, few=True)
                 audit.measure(batch)
             except EmscanError:
@@ -252,8 +262,13 @@ def _finished(report: Report) -> Report:
     return report
 
 
-def _check_memory(model: nn.Module, batch: Batch, limit: int | None) -> None:
-    """Refuse a batch whose activations would not fit, before anything is allocated for it."""
+def _check_memory(model: nn.Module, batch: Batch, limit: int | None, *, from_file: bool) -> None:
+    """Refuse a batch whose activations would not fit, before anything is allocated for it.
+
+    A live module without a limit is not looked at: its owner runs it anyway.
+    """
+    if limit is None and not from_file:
+        return
     needed = activation_bytes(model, batch.args, batch.kwargs)
     allowed = limit if limit is not None else _free_memory() // 2
     if needed is not None and needed > allowed:

@@ -39,7 +39,7 @@ def range_of(value: Value, depth: int = 12) -> Range | None:
         return None
     if call.op in _KNOWN:
         return _KNOWN[call.op]
-    if call.op in SOFTMAX and "log" not in call.op:
+    if call.op in SOFTMAX - {"aten._safe_softmax"} and "log" not in call.op:  # that one hands out rows of zeros
         dim = call.arg("dim")
         last = isinstance(dim, int) and dim % max(1, len(value.shape)) == len(value.shape) - 1
         return Range(0.0, 1.0, simplex=last)

@@ -126,6 +126,11 @@ def storage_id(tensor: Tensor) -> int:
 class Tracker(TorchDispatchMode):
     """Follow every operator call of one forward pass. Subclasses see calls through ``before`` and ``after``."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler for the sake of this mode: 800 modules, 70 MiB and seconds."""
+        return False
+
     def __init__(self, leaves: Leaves) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.leaves = leaves

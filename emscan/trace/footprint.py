@@ -16,6 +16,11 @@ from emscan.trace.graph import substitute
 class _Ledger(TorchDispatchMode):
     """Add up the bytes of outputs that are alive, and remember the most."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler for the sake of this mode: 800 modules, 70 MiB and seconds."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.most = 0
