@@ -103,8 +103,8 @@ def images() -> Tensor:
 
 
 def ids() -> Tensor:
-    """Return 64 sequences of 128 token ids."""
-    return torch.randint(0, 8192, (64, 128), generator=torch.Generator().manual_seed(1))
+    """Return 192 sequences of 128 token ids."""
+    return torch.randint(0, 8192, (192, 128), generator=torch.Generator().manual_seed(1))
 
 
 def vectors() -> Tensor:
@@ -114,7 +114,7 @@ def vectors() -> Tensor:
 
 CASES = {
     "cnn": Case("CNN, 8 convolutions, 64 to 256 channels, 256 images of 32 x 32", Convolutional, images, 64, 5),
-    "encoder": Case("encoder, 6 layers, width 384, 64 sequences of 128 tokens", Encoder, ids, 16, 5),
+    "encoder": Case("encoder, 6 layers, width 384, 192 sequences of 128 tokens", Encoder, ids, 16, 5),
     "mlp": Case("MLP 32-128-128-10, 1,000,000 samples", perceptron, vectors, 8192, 5),
 }
 
