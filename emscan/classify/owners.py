@@ -102,7 +102,8 @@ class Names:
             return ""
         holder = names[0].rpartition(".")[0]
         whole = self._direct.get(holder, set()) <= set(names)
-        return (holder or "(model)") if whole and (holder or names[0] == "weight") else names[0]
+        own = holder or ("(model)" if len(names) > 1 or names[0] == "weight" else names[0])
+        return own if whole else names[0]
 
     def common(self, names: Iterable[str]) -> str:
         """Return the module that holds several owners (queries and keys): their common path, else their names joined."""

@@ -56,7 +56,8 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
     for row in found:
         row.calls = _calls(row)
     owning = {id(site.owner) for site in sites if site.owner is not None and site.attention is None}
-    found += _plain(trace, names, owning)
+    taken = {id(call) for site in sites for call in site.members}
+    found += _plain(trace, names, owning, taken)
     return sorted(found, key=lambda row: row.order)
 
 
@@ -272,12 +273,12 @@ def _module(site: Site) -> str | None:
     return last or None
 
 
-def _plain(trace: Trace, names: owners.Names, owning: set[int]) -> list[Row]:
+def _plain(trace: Trace, names: owners.Names, owning: set[int], taken: set[int]) -> list[Row]:
     """Return the rows of layers in which no alternatives compete."""
     rows: dict[tuple[object, ...], Row] = {}
     for call in trace.calls:
         mechanism = _mechanism(call)
-        if mechanism is None or id(call) in owning:
+        if mechanism is None or id(call) in owning or (mechanism == "elementwise" and id(call) in taken):
             continue
         used = owners.parameters(call)
         name = names.of(used) or call.module or call.op.rpartition(".")[2]
