@@ -2,4 +2,5 @@
 
 from emscan.cli import main
 
-main()
+if __name__ == "__main__":  # worker processes of the probe's code import this module again
+    main()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import typer
 
 from emscan._version import __version__
 from emscan.cli import audit, rule, schema
+from emscan.cli.status import FAILED, INTERRUPTED
 from emscan.errors import EmscanError
+from emscan.report.phrases import printable
 
 app = typer.Typer(
     name="emscan",
@@ -48,18 +51,15 @@ def main() -> None:
         _fail(f"error: {error}")
     except KeyboardInterrupt:
         print("emscan: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        # the reader has gone; keep the interpreter from complaining about the same pipe at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(2) from None
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         if os.environ.get("EMSCAN_DEBUG"):
-            raise
+            traceback.print_exc()
         what = " ".join(str(error).split())[:300]
         _fail(f"internal error: {type(error).__name__}: {what}; this is a bug in emscan, EMSCAN_DEBUG=1 shows where")
 
 
 def _fail(message: str) -> None:
-    print(f"emscan: {message}", file=sys.stderr)
-    raise SystemExit(2) from None
+    """Exit with one line; what a file or a name brought along must not steer the terminal."""
+    print(f"emscan: {printable(message)}", file=sys.stderr)
+    raise SystemExit(FAILED) from None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -13,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from emscan.cli.status import check_fail_on, parse_size, status
-from emscan.errors import UsageError
+from emscan.cli.output import check_output, emit, kept_stdout, write_file
+from emscan.cli.status import INTERRUPTED, check_fail_on, parse_size, status
+from emscan.errors import ModelError, UsageError
 from emscan.report.document import Report, Thresholds
+from emscan.report.phrases import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -65,9 +65,16 @@ def audit(
         rare=_share("--rare", rare), dormant=_share("--dormant", dormant), starved=_share("--starved", starved),
         hard=_share("--hard", hard), saturated=_share("--saturated", saturated),
     )  # fmt: skip
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UsageError(f"--output {output}: no such folder", "create it first")
-    report = _run(model, probe, objective, model_target, trust, batch_size, device, seed, limits, memory)
+    if output is not None:
+        check_output(output, model, probe)
+    try:
+        with kept_stdout():
+            report = _run(model, probe, objective, model_target, trust, batch_size, device, seed, limits, memory)
+    except SystemExit as stop:  # its status would pass for one of ours
+        raise ModelError(f"the model's code called exit({stop.code!r})", "it must return its output") from None
+    except KeyboardInterrupt:
+        print("emscan: interrupted", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     _write(report, output_format, output, all_layers)
     raise typer.Exit(status(report, wanted))
 
@@ -96,7 +103,7 @@ def _run(
         warnings.simplefilter("ignore")
         loaded = load(path, model_target=target, trust=trust, device=device)
         for note in loaded.notes:
-            print(f"emscan: note: {note}", file=sys.stderr)
+            print(f"emscan: note: {printable(note)}", file=sys.stderr)
         opened = None
         if loaded.module is not None:
             opened = open_probe(spec, loaded.module, batch_size=batch_size, seed=seed, device=device, trust=trust)
@@ -130,39 +137,31 @@ class _Progress:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("probe"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            rate = TextColumn("{task.fields[rate]}")
+            columns = (TextColumn("probe"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+            # a bar that redirects stdout hands it back as it was here, within the model's code: the report would be lost
+            self._bar = Progress(
+                *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+            )
             self._bar.start()
-            self._task = self._bar.add_task("probe", total=total)
+            self._task = self._bar.add_task("probe", total=total, rate="")
         if self._task is not None:
-            self._bar.update(self._task, completed=done)
+            rate_now = done / max(time.monotonic() - self._start, 1e-9)
+            self._bar.update(self._task, completed=done, rate=f"{rate_now:.3g} batches/s")
 
 
 def _write(report: Report, name: str, output: Path | None, all_layers: bool) -> None:
     from emscan.report.formats import FORMATS
 
-    width = shutil.get_terminal_size((80 if sys.stdout.isatty() else 100, 24)).columns
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size((80 if terminal else 100, 24)).columns
     if output is not None:
-        _write_file(output, FORMATS[name].render(report, width=100, all_layers=all_layers) + "\n")
-    elif name == "table" and sys.stdout.isatty():
+        write_file(output, FORMATS[name].render(report, width=100, all_layers=all_layers) + "\n")
+    elif name == "table" and terminal and "utf" in sys.stdout.encoding.lower():
         from rich.console import Console
 
         from emscan.report.table import renderable
 
         Console(highlight=False, width=width).print(renderable(report, width, all_layers=all_layers))
     else:
-        print(FORMATS[name].render(report, width=width, all_layers=all_layers))
-        sys.stdout.flush()
-
-
-def _write_file(path: Path, text: str) -> None:
-    """Write all or nothing: what was there stays if writing fails."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.absolute().parent, delete=False, encoding="utf-8") as out:
-            out.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(out.name).chmod(0o666 & ~mask)
-        Path(out.name).replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}", "choose another --output") from None
+        emit(FORMATS[name].render(report, width=width, all_layers=all_layers))

@@ -6,6 +6,7 @@ import difflib
 
 import typer
 
+from emscan.cli.output import emit
 from emscan.errors import UsageError
 from emscan.rules import RULES
 
@@ -17,10 +18,10 @@ def rule(
     if code is None:
         for known in sorted(RULES):
             found = RULES[known]
-            typer.echo(f"{found.code}  {found.level:<8} {found.name:<24} {found.page.splitlines()[0]}")
+            emit(f"{found.code}  {found.level:<8} {found.name:<24} {found.page.splitlines()[0]}")
         return
     wanted = next((r for r in RULES.values() if code.upper() == r.code or code.lower() == r.name), None)
     if wanted is None:
         near = difflib.get_close_matches(code.upper(), RULES, 1)
         raise UsageError(f"no rule {code}", f"did you mean {near[0]}?" if near else "`emscan rule` lists all")
-    typer.echo(f"{wanted.code} {wanted.name} ({wanted.level})\n\n{wanted.page}")
+    emit(f"{wanted.code} {wanted.name} ({wanted.level})\n\n{wanted.page}")

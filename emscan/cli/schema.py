@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-import typer
-
+from emscan.cli.output import emit
 from emscan.report.schema import schema as report_schema
 
 
 def schema() -> None:
     """Print the JSON Schema of the report."""
-    typer.echo(json.dumps(report_schema(), indent=1))
+    emit(json.dumps(report_schema(), indent=1))

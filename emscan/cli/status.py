@@ -10,6 +10,7 @@ from emscan.report.document import Report
 from emscan.rules import LEVELS, RULES
 
 OK, FINDINGS, FAILED, INCONCLUSIVE = 0, 1, 2, 3  # precedence: 2, 1, 3, 0
+INTERRUPTED = 130  # as shells report SIGINT
 
 
 def check_fail_on(names: list[str]) -> list[str]:

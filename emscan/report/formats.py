@@ -35,8 +35,8 @@ class JsonFormat(Format):
     name = "json"
 
     def render(self, report: Report, *, width: int, all_layers: bool) -> str:
-        """Return one JSON document; it is never cut, whatever the width."""
-        return json.dumps(report.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+        """Return one JSON document, in ASCII so that any stdout can carry it; it is never cut, whatever the width."""
+        return json.dumps(report.to_dict(), indent=1, allow_nan=False)
 
 
 FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (TableFormat(), JsonFormat())}

@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from emscan.report.document import Layer, Report
 
 
+def printable(text: str) -> str:
+    """Return the text with what could steer a terminal written out: names come from files that nobody vouches for."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def structure(layer: Layer) -> str:
     """Return the answer to "EM structure?" for a row."""
     if layer.verdict == "em":
@@ -38,7 +43,14 @@ def spread(layer: Layer) -> str:
     if found is not None and found.normalized_entropy is not None:
         return f"H {found.normalized_entropy:.2f}"
     rates = [r for r in (layer.components.on_rate if layer.components else None) or [] if r is not None]
-    return f"on {sum(rates) / len(rates):.0%}" if rates else "-"
+    return f"on {_percent(sum(rates) / len(rates))}" if rates else "-"
+
+
+def _percent(share: float) -> str:
+    """Return a share in few characters; one that is not 0 never reads as 0."""
+    if 0 < share < 0.001:
+        return "<0.1%"
+    return f"{share:.1%}" if 0 < share < 0.01 else f"{share:.0%}"
 
 
 def look_first(layer: Layer, report: Report) -> str:
@@ -60,6 +72,8 @@ def look_first(layer: Layer, report: Report) -> str:
         return f"frozen: {listed(parts.frozen, 3)}"
     if parts is not None and parts.rare:
         return f"rare: {listed(parts.rare, 4)}"
+    if parts is not None and parts.dormant:
+        return f"dormant: {listed(parts.dormant, 4)}"
     return ""
 
 
@@ -89,11 +103,13 @@ def closing(report: Report) -> list[str]:
     s = report.summary
     rows = s.em + s.soft + s.hard
     if not report.layers:
-        return ["Nothing was classified: this audit is inconclusive."]
+        advice = next((f"To do: {f.help}." for f in report.findings if f.rule == "EM902" and f.help), None)
+        return ["Nothing was classified: this audit is inconclusive.", *([advice] if advice else [])]
     lines = [_structure_line(report, rows), _dead_line(report)]
     if s.status == "inconclusive":
-        ops = ", ".join(sorted({u.op for u in report.coverage.unclassified})[:4])
-        lines.append(f"Inconclusive: not classified: {ops}.")
+        ops = sorted({u.op for u in report.coverage.unclassified})
+        more = f" and {len(ops) - 4} more" if len(ops) > 4 else ""
+        lines.append(f"Inconclusive: not classified: {', '.join(ops[:4])}{more}.")
     return [line for line in lines if line]
 
 

@@ -1,4 +1,7 @@
-"""The JSON Schema of the report, derived from its data classes so that the two cannot differ."""
+"""The JSON Schema of the report, derived from its data classes so that the two cannot differ.
+
+``report.schema.json`` beside this file is a copy for those who only read: `emscan schema` writes it, a test compares.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from emscan.report.document import SCHEMA_VERSION, Report
 _SHARE = {"minimum": 0, "maximum": 1}
 _NOT_NEGATIVE = {"minimum": 0}
 _BOUNDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("Report", "tool"): {"required": ["name", "version"]},
+    **{("Thresholds", name): _SHARE for name in ("rare", "dormant", "starved", "hard", "saturated", "confidence")},
+    **{("Thresholds", name): _NOT_NEGATIVE for name in ("collapse_variance", "information", "evidence")},
     **{("Components", name): _SHARE for name in ("on_rate", "upper_bound", "load", "soft_load", "redundancy")},
     ("Components", "variance"): _NOT_NEGATIVE,
     ("Components", "count"): _NOT_NEGATIVE,
@@ -33,7 +39,16 @@ _BOUNDS: dict[tuple[str, str], dict[str, Any]] = {
     ("ProbeInfo", "sha256"): {"pattern": "^[0-9a-f]{64}$"},
     ("Layer", "calls"): {"minimum": 1},
     ("Layer", "index"): _NOT_NEGATIVE,
+    ("Alternatives", "count"): {"minimum": 1},
+    ("Unclassified", "calls"): {"minimum": 1},
+    **{
+        ("Summary", name): _NOT_NEGATIVE
+        for name in ("layers", "em", "em_two_way", "soft", "hard", "none", "components", "dead", "starved", "findings")
+    },
     ("Finding", "rule"): {"pattern": "^EM[0-9]{3}$"},
+    ("Finding", "fingerprint"): {"pattern": "^v1:EM[0-9]{3}:[0-9a-f]{16}(:[0-9]+)?$"},
+    ("Finding", "layer_index"): _NOT_NEGATIVE,
+    ("Finding", "components"): _NOT_NEGATIVE,
 }
 
 
@@ -75,11 +90,8 @@ def _value(kind: Any, definitions: dict[str, Any], bounds: dict[str, Any]) -> di
     if origin is list:
         return {"type": "array", "items": _value(args[0], definitions, bounds)}
     if origin is dict:
-        return (
-            {"type": "object"}
-            if args[1] is Any
-            else {"type": "object", "additionalProperties": _value(args[1], definitions, {})}
-        )
+        values = {} if args[1] is Any else {"additionalProperties": _value(args[1], definitions, {})}
+        return {"type": "object", **values, **bounds}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if kind.__name__ not in definitions:
             definitions[kind.__name__] = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from emscan.report.document import Components, Layer, Report
 from emscan.rules.registry import Hit, rule
-from emscan.rules.words import listed, noun, on_probe
+from emscan.rules.words import indicative, listed, noun, on_probe
 
 _REVIVE = "on these inputs no gradient revives them: lower the learning rate, re-initialize the rows, or prune them"
 
@@ -147,7 +147,7 @@ def starved_alternative(report: Report) -> Iterator[Hit]:
             share = report.thresholds.starved / max(1, parts.count)
             yield Hit(
                 f"layer {layer.name}: {len(parts.starved)} of {parts.count} {noun(parts.kind, parts.count)} carry less than "
-                f"{share:.2g} of the load each ({listed(parts.starved)})",
+                f"{share:.2g} of the load each ({listed(parts.starved)}){indicative(report)}",
                 layer,
                 tuple(parts.starved),
                 "check whether the probe holds what they stand for, then temperature and load balancing",
@@ -169,7 +169,7 @@ def rare_unit(report: Report) -> Iterator[Hit]:
             share = report.thresholds.rare
             yield Hit(
                 f"layer {layer.name}: {len(parts.rare)} of {parts.count} units are on for less than {share:.2%} of values "
-                f"({listed(parts.rare)})",
+                f"({listed(parts.rare)}){indicative(report)}",
                 layer,
                 tuple(parts.rare),
                 "watch whether they die over the next checkpoints",
@@ -190,7 +190,7 @@ def dormant_unit(report: Report) -> Iterator[Hit]:
         if parts.dormant:
             yield Hit(
                 f"layer {layer.name}: {len(parts.dormant)} of {parts.count} units have a mean output of at most "
-                f"{report.thresholds.dormant:.1%} of the layer's ({listed(parts.dormant)})",
+                f"{report.thresholds.dormant:.1%} of the layer's ({listed(parts.dormant)}){indicative(report)}",
                 layer,
                 tuple(parts.dormant),
                 "watch the share over checkpoints",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from emscan.report.document import Report
@@ -24,11 +25,11 @@ def evidence_fails(report: Report) -> Iterator[Hit]:
         proof = layer.evidence
         if proof is None or proof.tolerance is None:
             continue
-        worst = max(proof.sum_error or 0.0, proof.gradient_error or 0.0)
-        if not worst <= proof.tolerance:
+        errors = [error for error in (proof.sum_error, proof.gradient_error) if error is not None]
+        if any(not error <= proof.tolerance for error in errors):  # NaN is no evidence
+            off = f"off by {max(errors):.2g}" if all(map(math.isfinite, errors)) else "not finite"
             yield Hit(
-                f"layer {layer.name}: responsibilities are off by {worst:.2g}; "
-                f"{proof.dtype} explains {proof.tolerance:.2g}",
+                f"layer {layer.name}: responsibilities are {off}; {proof.dtype} explains {proof.tolerance:.2g}",
                 layer,
                 help="look at the range of the energies and at guards in the denominator",
             )

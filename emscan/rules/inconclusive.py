@@ -23,6 +23,7 @@ def unclassified_operator(report: Report) -> Iterator[Hit]:
         yield Hit(
             f"{unknown.op}{where}: not classified ({unknown.calls} call{'s' if unknown.calls != 1 else ''})",
             help="audit the model with the plain implementation of this operator",
+            subject=unknown.op,
         )
 
 
@@ -37,7 +38,7 @@ def nothing_classified(report: Report) -> Iterator[Hit]:
     What to do: name the architecture with --model, or check that the probe reaches the model's layers.
     """
     if not report.layers:
-        weights = report.model.format.endswith("state-dict") or report.model.format == "safetensors"
+        weights = not report.probe.batches  # nothing could be run: there is no module
         yield Hit(
             "weights without an architecture: nothing was run" if weights else "no parametrized operation ran",
             help="name the architecture: --model file.py:callable or package.module:callable" if weights else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,12 +13,16 @@ from emscan.report.document import Finding, Layer, Level, Report
 
 @dataclass(frozen=True)
 class Hit:
-    """What a rule found: a message, the row it is about, the components concerned, what to do."""
+    """What a rule found: a message, the row it is about, the components concerned, what to do.
+
+    ``subject`` names what the finding is about where that is no row; it tells fingerprints apart.
+    """
 
     message: str
     layer: Layer | None = None
     components: tuple[int, ...] = ()
     help: str = ""
+    subject: str = ""
 
 
 Check = Callable[[Report], Iterator[Hit]]
@@ -39,8 +44,13 @@ class Rule:
 
     def findings(self, report: Report) -> Iterator[Finding]:
         """Run the rule on a report."""
+        seen: Counter[str] = Counter()
         for hit in self.check(report):
             layer = hit.layer
+            fingerprint = self._fingerprint(hit)
+            seen[fingerprint] += 1
+            if seen[fingerprint] > 1:  # two gates on one layer are two findings
+                fingerprint = f"{fingerprint}:{seen[fingerprint]}"
             yield Finding(
                 self.code,
                 self.level,
@@ -48,15 +58,15 @@ class Rule:
                 layer.name if layer is not None else None,
                 layer.index if layer is not None else None,
                 list(hit.components),
-                self._fingerprint(hit),
+                fingerprint,
                 hit.help,
             )
 
     def _fingerprint(self, hit: Hit) -> str:
         """The same finding in the next report has the same fingerprint: no number takes part in it."""
         layer = hit.layer
-        about = (layer.name, layer.composition, layer.mechanism) if layer is not None else ()
-        digest = hashlib.sha256("\0".join((self.code, *about)).encode()).hexdigest()[:16]
+        about = (layer.name, layer.composition, layer.mechanism) if layer is not None else (hit.subject,)
+        digest = hashlib.sha256("\0".join((self.code, *about)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
         return f"v1:{self.code}:{digest}"
 
 

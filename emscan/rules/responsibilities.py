@@ -7,11 +7,19 @@ from collections.abc import Iterator
 
 from emscan.report.document import Layer, Report
 from emscan.rules.registry import Hit, rule
-from emscan.rules.words import listed
+from emscan.rules.words import indicative, listed
+
+_LEVEL = 0.9  # effective components at or above this share of K: the load looks balanced
+_SATURATED = 0.99  # share of values of a two-way layer
+_DECIDED = 0.99  # share of the competitions of a softmax
+_UNIFORM = "uniform responsibilities have perfect load and say nothing: add volume control or lower the temperature"
+_SAME = "check the scale of the layer's input and of its weights, and whether the probe varies at all"
 
 
-def _persistent(layer: Layer) -> bool:
-    return layer.alternatives is not None and layer.alternatives.persistent
+def _depends(layer: Layer) -> bool:
+    """Whether a row has persistent alternatives whose responsibilities an input could change."""
+    found = layer.alternatives
+    return layer.verdict == "em" and found is not None and found.persistent and found.kind != "prior"
 
 
 @rule("EM201", "uninformative-posterior", "warning")
@@ -19,32 +27,36 @@ def uninformative_posterior(report: Report) -> Iterator[Hit]:
     """The responsibilities hardly depend on the input.
 
     What it finds: persistent alternatives whose mutual information with the input, H(mean r) - mean H(r), is below 1 %
-    of ln K. Where the variance of every component's score is below 0.01 too, the layer has collapsed.
+    of ln K. Where the variance of every component's score is below 0.01 too, the layer has collapsed. Mixing weights
+    that no input reaches, and probes of a single competition, are left out: there it is 0 by construction.
 
     Why it matters: load alone does not show it. Responsibilities that are uniform for every input give every
-    component its fair share of the load, look perfectly balanced, and say nothing.
+    component its fair share of the load, look perfectly balanced, and say nothing. Nor does it show a layer that gives
+    every input the same few components.
 
     What to do: volume control (variance and decorrelation penalties) where an objective like -log Z is trained alone;
-    otherwise a lower temperature, or a look at whether training has started at all.
+    otherwise a look at the temperature, at the scale of the layer's input, and at whether training has started at all.
     """
     for layer in report.layers:
         spread = layer.responsibility
-        if spread is None or spread.information is None or not _persistent(layer) or layer.verdict != "em":
+        if spread is None or spread.information is None or not _depends(layer) or spread.competitions < 2:
             continue
         count = layer.alternatives.count if layer.alternatives is not None else None
         if not count or count < 2 or spread.information >= report.thresholds.information * math.log(count):
             continue
         effective = spread.effective_components or 0.0
+        level = effective >= _LEVEL * count
         variance = layer.components.variance if layer.components is not None else None
         flat = variance is not None and all(v is not None and v < report.thresholds.collapse_variance for v in variance)
         collapsed = (
             f"; every component's score varies by less than {report.thresholds.collapse_variance:g}" if flat else ""
         )
+        load = "the load looks fine" if level else "every input gets the same components"
         yield Hit(
             f"layer {layer.name}: input and component share {spread.information:.2g} nats of {math.log(count):.3g}{collapsed} "
-            f"(the load looks fine: {effective:.1f} effective of {count})",
+            f"({load}: {effective:.1f} effective of {count}){indicative(report)}",
             layer,
-            help="uniform responsibilities have perfect load and say nothing: add volume control or lower the temperature",
+            help=_UNIFORM if level else _SAME,
         )
 
 
@@ -74,7 +86,7 @@ def saturated_units(report: Report) -> Iterator[Hit]:
     """Two-way units sit on one side on every value.
 
     What it finds: units of a sigmoid, tanh or like layer whose responsibility is at least 0.99 for the same side on
-    every value of the probe (`frozen`).
+    every value of the probe (`frozen`); or a whole layer of which at least 99 % of values are that far to a side.
 
     Why it matters: they pass little gradient (r (1 - r) is below 0.01) and act as constants or as wires.
 
@@ -89,6 +101,14 @@ def saturated_units(report: Report) -> Iterator[Hit]:
                 layer,
                 tuple(parts.frozen),
                 "smaller weights or normalization before the layer, if they should still learn",
+            )
+            continue
+        share = layer.responsibility.saturated if layer.responsibility is not None else None
+        if share is not None and share >= _SATURATED:
+            yield Hit(
+                f"layer {layer.name}: {share:.1%} of values have r of {report.thresholds.saturated:g} or more for one side",
+                layer,
+                help="smaller weights or normalization before the layer, if it should still learn",
             )
 
 
@@ -108,9 +128,10 @@ def hard_softmax(report: Report) -> Iterator[Hit]:
         inner = layer.alternatives is not None and layer.alternatives.kind != "classes"
         if layer.mechanism != "softmax" or not inner or spread is None or spread.hard_fraction is None:
             continue
-        if spread.hard_fraction > report.thresholds.hard:
+        if spread.hard_fraction > _DECIDED:
             yield Hit(
-                f"layer {layer.name}: {spread.hard_fraction:.1%} of competitions give one alternative 0.99 or more",
+                f"layer {layer.name}: {spread.hard_fraction:.1%} of competitions give one alternative "
+                f"{report.thresholds.hard:g} or more",
                 layer,
                 help="a higher temperature lets the losers learn",
             )

@@ -24,3 +24,8 @@ def on_probe(report: Report) -> str:
     if report.probe.synthetic:
         return "on a synthetic probe (indicative only)"
     return f"on this probe of {report.probe.samples:,} samples"
+
+
+def indicative(report: Report) -> str:
+    """Return what a statistic of a synthetic probe has to be read with; nothing where the probe is data."""
+    return " (synthetic probe: indicative only)" if report.probe.synthetic else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from importlib import resources
 
 import jsonschema
 import pytest
@@ -18,6 +19,11 @@ VALIDATOR = jsonschema.Draft202012Validator(schema())
 
 def test_the_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_the_copy_in_the_repository_is_the_schema() -> None:
+    copy = resources.files("emscan.report").joinpath("report.schema.json").read_text(encoding="utf-8")
+    assert copy == json.dumps(schema(), indent=1) + "\n"
 
 
 @pytest.mark.parametrize("made", [seed(), seed(synthetic=True), report(), report(gate(0, "a"), unclassified=("x.y",))])
@@ -69,6 +75,11 @@ def test_a_missing_or_misspelled_field_is_rejected(path) -> None:
         (("summary", "status"), "fine"),
         (("model", "sha256"), "abc"),
         (("probe", "samples"), 1.5),
+        (("tool",), {"name": "emscan"}),
+        (("thresholds", "rare"), 1.5),
+        (("summary", "dead"), -1),
+        (("findings", 0, "fingerprint"), "v1"),
+        (("layers", 0, "alternatives", "count"), 0),
     ],
 )
 def test_wrong_values_are_rejected(path, value) -> None:

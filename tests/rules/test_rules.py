@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from emscan import rules
-from emscan.report.document import Evidence, Report
+from emscan.report.document import Evidence, Report, Thresholds
 from emscan.rules.registry import rule
 from tests.report.builder import gate, plain, report, seed, softmax
 
@@ -117,3 +119,56 @@ def test_dead_on_a_synthetic_probe_is_indicative() -> None:
 )
 def test_status(made: Report, status: str) -> None:
     assert made.summary.status == status
+
+
+def finding(made: Report, code: str):
+    return next(f for f in made.findings if f.rule == code)
+
+
+def test_a_posterior_that_is_the_same_for_every_input_is_not_said_to_look_fine() -> None:
+    """Everything on one component: information is 0 and the load is far from even."""
+    row = with_(softmax(0, "a"), responsibility__information=0.0, responsibility__effective_components=1.2)
+    found = finding(report(row), "EM201")
+    assert "looks fine" not in found.message
+    assert "every input gets the same components: 1.2 effective of 10" in found.message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"alternatives__kind": "prior"}, {"responsibility__competitions": 1}, {"alternatives__persistent": False}],
+)
+def test_information_that_is_zero_by_construction_is_no_finding(changes) -> None:
+    assert "EM201" not in codes(report(with_(softmax(0, "a"), responsibility__information=0.0, **changes)))
+
+
+@pytest.mark.parametrize("errors", [(math.nan, 1e-9), (1e-9, math.nan), (math.inf, None), (None, 1.0)])
+def test_evidence_that_is_no_number_fails(errors) -> None:
+    made = report(with_(softmax(0, "a"), evidence=Evidence("x", None, *errors, 1e-5, "float32", True)))
+    assert finding(made, "EM401").level == "error"
+
+
+def test_fingerprints_tell_findings_of_one_report_apart() -> None:
+    """Two gates on one layer, two unknown operators."""
+    made = report(gate(0, "fc", dead=[1]), gate(1, "fc", dead=[2]), unclassified=("a.one", "a.two"))
+    prints = [f.fingerprint for f in made.findings]
+    assert len(set(prints)) == len(prints) == 4
+    alone = report(gate(0, "fc", dead=[3]), unclassified=("a.two",))
+    assert {f.fingerprint for f in alone.findings} < set(prints)
+
+
+def test_a_saturated_layer_without_a_frozen_unit() -> None:
+    row = with_(softmax(0, "a"), mechanism="logistic", responsibility__saturated=0.995)
+    assert "99.5% of values" in finding(report(row), "EM203").message
+
+
+def test_messages_name_the_threshold_in_force() -> None:
+    made = report(with_(softmax(0, "a", kind="keys"), responsibility__hard_fraction=0.999))
+    made.thresholds = Thresholds(hard=0.9)
+    rules.apply(made)
+    assert finding(made, "EM204").message.endswith("0.9 or more")
+
+
+@pytest.mark.parametrize("name", ["rare", "dormant", "starved"])
+def test_lists_on_a_synthetic_probe_are_indicative(name: str) -> None:
+    made = report(gate(0, "a", **{name: [1]}), synthetic=True)
+    assert any("indicative" in f.message for f in made.findings if f.layer == "a")
