@@ -82,6 +82,11 @@ class _Audit:
         trace, targets = self._record(batch, few)
         names = [name for name, _ in self.model.named_parameters()]
         found = classify(trace, names, objective_name=self.objective, targets=targets, all_targets=batch.targets)
+        if few and trace.inputs and _over_samples(found, self._sample_axis(batch)):
+            del trace, found  # the samples themselves compete: K is the length of the batch, not of a part of it
+            self.discoveries -= 1
+            self.discover(batch, few=False)
+            return
         first = not self.rows
         if first:
             self.goal = f"{found.objective.name} ({found.objective.reason})"
@@ -95,11 +100,14 @@ class _Audit:
         del trace, found
         _return_memory()
 
+    def _sample_axis(self, batch: Batch) -> int:
+        return 1 if sequence_first(self.model, list(named_inputs(batch.args, batch.kwargs).values())) else 0
+
     def _record(self, batch: Batch, few: bool) -> tuple[Trace, Tensor | None]:
         """Trace a few samples, or the whole batch where a model insists on its size."""
         count = min(batch.samples, max(2, min(_FEW, batch.samples // 16)))
         inputs = list(named_inputs(batch.args, batch.kwargs).values())
-        axis = 1 if sequence_first(self.model, inputs) else 0
+        axis = self._sample_axis(batch)
         if few and count < batch.samples and all(t.dim() > axis and t.shape[axis] == batch.samples for t in inputs):
             with contextlib.suppress(Exception):  # a model may insist on the batch size it was exported with
                 cut = part(batch, 0, count, axis)
@@ -141,6 +149,16 @@ class _Audit:
         follow(self.model, batch.args, batch.kwargs, self.taps, COMPETITIVE)
         _add(before, self.taps)
         self.taps = before
+
+
+def _over_samples(found: Classification, axis: int) -> bool:
+    """Whether alternatives of some row run along the sample axis of an input."""
+    for site in (row.site for row in found.rows if row.site is not None):
+        dims = found.axes.of(site.energies)
+        along = [dims[a] for a in site.axes if site.form is None and -a <= len(dims)]
+        if any(factor.origin.kind == "input" and factor.origin.dim == axis for dim in along for factor in dim):
+            return True
+    return False
 
 
 def _add(taps: Taps, new: Taps) -> None:

@@ -15,7 +15,7 @@ from emscan.classify.site import Site
 from emscan.report.document import Coverage
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import PASS, RECURRENT, pointwise
+from emscan.trace.operators import CREATES, PASS, RECURRENT, SOFTMAX, pointwise
 
 __all__ = ["Classification", "Row", "Site", "classify"]
 
@@ -97,7 +97,10 @@ def _other_ratios(divisions: list[ratios.Ratio], sites: list[Site], regions: Reg
         again = next((s for s in (*sites, *found) if _renormalizes(ratio, s)), None)
         if again is not None:
             again.members |= ratio.members
+            if ratio.axes != again.axes and again.op in SOFTMAX:
+                continue  # weights of a mean over another axis: the softmax keeps its own alternatives
             again.emitted = ratio.call.out
+            again.axes, again.count = ratio.axes, ratio.count + ratio.sink
             again.weights, again.weights_axes, again.denominator = ratio.weights, ratio.axes, ratio.denominator
             continue
         energies, inner = kernel.scores_of(ratio.weights, regions)
@@ -136,7 +139,9 @@ def _absorb_posterior(site: Site, sites: list[Site]) -> list[Site]:
     emitted = source(site.energies)
     for other in sites:
         if other.mechanism in {"softmax", "kernel", "logistic"} and other.emitted is emitted:
-            uses = [u for u, _ in descendants(emitted, lambda c: c.op in PASS) if u.op not in PASS]
+            uses = [
+                u for u, _ in descendants(emitted, lambda c: c.op in PASS) if u.op not in PASS and u.op not in CREATES
+            ]
             if all(u in site.members or _cancels(u, emitted) for u in uses):
                 site.members |= other.members
                 site.energies, site.soft = other.energies, other.emitted

@@ -68,7 +68,7 @@ def total(value: Value) -> Total | None:
     if call is None:
         return None
     members.add(call)
-    if call.op == "aten.sum":
+    if call.op in {"aten.sum", "aten.mean"}:
         weights = call.inputs[0]
         rank = len(weights.shape)
         axes = tuple(axis - rank for axis in reduced_axes(call, rank))

@@ -194,6 +194,8 @@ class Regions:
         if len(bases) != 1 or not is_variable(call.out):
             return None
         base = bases.pop()
+        if any(v.data and not v.param and v.floating for v in call.inputs):
+            return None  # the raw input takes part, entry by entry: new energies
         others = (v for v in call.inputs if v.data and v.param and not is_variable(v))  # integers decide nothing here
         return base if base.floating and call.out.shape == base.shape and not any(others) else None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from emscan.classify.flow import (
-    ADDS,
     CLAMPS,
     DIVISIONS,
     INDEXERS,
@@ -34,7 +33,7 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
     for call in trace.calls:
         if call in claimed or not trace.is_live(call) or not call.inputs:
             continue
-        scores = call.inputs[0]
+        scores = call.inputs[1] if call.op == "aten.where" and len(call.inputs) == 3 else call.inputs[0]
         if not (computed(scores) and scores.floating):
             continue
         site: Site | None = None
@@ -42,6 +41,8 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
             site = _pool(call)
         elif call.op in BINARY_EXTREMUM or is_binary_extremum(call):
             site = _pairwise(call, regions)
+        elif call.op == "aten.where" and len(call.inputs) == 3:
+            site = _chosen_by_comparison(call, regions)
         elif call.op in EXTREMUM and not _only_scales(call):
             site = _extremum(call, trace)
         if site is not None and site.count is not None and site.count >= 2:
@@ -69,6 +70,19 @@ def _pairwise(call: Call, regions: Regions) -> Site | None:
     if not (computed(a) and computed(b)) or regions.base(a) is regions.base(b):
         return None
     return Site("hard", "selection", "Maximum", {call}, a, call.out, "mode", 2, "units", op=call.op)
+
+
+def _chosen_by_comparison(call: Call, regions: Regions) -> Site | None:
+    """``where(a > b, a, b)`` of two computed values: their maximum (or minimum)."""
+    mask, a, b = call.inputs
+    made = mask.call
+    if made is None or made.op not in {"aten.gt", "aten.ge", "aten.lt", "aten.le"} or len(made.inputs) != 2:
+        return None
+    if {source(v).id for v in made.inputs} != {source(a).id, source(b).id} or not (computed(a) and computed(b)):
+        return None
+    if regions.base(a) is regions.base(b):
+        return None
+    return Site("hard", "selection", "Maximum", {call, made}, a, call.out, "mode", 2, "units", op=call.op)
 
 
 def _extremum(call: Call, trace: Trace) -> Site | None:
@@ -99,12 +113,13 @@ def _only_scales(call: Call) -> bool:
     for user, operand in descendants(call.out, lambda c: c.op in PASS or c.op in RESHAPES or c.op in CLAMPS):
         if user.op in PASS or user.op in RESHAPES or user.op in CLAMPS:
             continue
-        found = True
-        shifts = user.op in ADDS and user.inputs[0] is not operand and _related(user.inputs[0], scores)
+        subtracts = user.op in {"aten.sub", "aten.subtract"} and user.inputs[0] is not operand
+        shifts = subtracts and _related(user.inputs[0], scores)
         added_back = user.op == "aten.add"
         scales = user.op in DIVISIONS and len(user.inputs) > 1 and user.inputs[1] is operand
         if not (shifts or added_back or scales):
             return False
+        found = found or shifts or scales
     return found and all(not out.users or out is call.out for out in call.outputs)
 
 
@@ -133,7 +148,7 @@ def is_router(chosen: Value, axes: Axes, count: int | None) -> bool:
             continue
         elif (user.op in CONTRACTION or user.op in PRODUCTS) and operand.floating:
             others = [v for v in user.inputs if v is not operand]
-            if any(v.data for v in others) and (_meets_parameters(user.out) or _mixes_experts(others, axes, count)):
+            if any(v.data for v in others) and _selects_experts(user, others, axes, count):
                 return True
     return False
 
@@ -185,6 +200,13 @@ def _expert_axis(table: Value, user: Call, axes: Axes) -> bool:
         dim = places[-1] if places else 0
     dims = axes.of(table)
     return isinstance(dim, int) and bool(dims) and is_persistent(dims[dim % len(dims)])
+
+
+def _selects_experts(user: Call, others: list[Value], axes: Axes, count: int | None) -> bool:
+    """Whether a one-hot choice meets parameters: in the same contraction, in the next layer, or in K experts' outputs."""
+    if any(v.param and not v.data for v in others):
+        return True
+    return _meets_parameters(user.out) or _mixes_experts(others, axes, count)
 
 
 def _mixes_experts(others: list[Value], axes: Axes, count: int | None) -> bool:

@@ -25,7 +25,7 @@ from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import EXTREMUM, LOG_PARTITION, PASS, SDPA, SOFTMAX
 
 EXPONENTIALS = frozenset(f"aten.{name}" for name in "exp exp2 special_exp2".split())
-_LOGS = frozenset(f"aten.{name}" for name in "log log2 log10".split())
+_LOGS = frozenset(f"aten.{name}" for name in "log log2 log10 log1p".split())
 
 
 def exponent(weights: Value) -> tuple[Value, set[Call]] | None:
@@ -151,6 +151,8 @@ def _log_of_sum(call: Call) -> list[Site]:
     found = total(call.inputs[0])
     if found is None:
         return []
+    if call.op == "aten.log1p":
+        found.sink, found.constant = True, 1.0
     scores = exponent(found.weights)
     count = math.prod(found.weights.shape[axis] for axis in found.axes)
     if scores is None or not scores[0].param or count < 2:

@@ -139,7 +139,7 @@ def cut_by_scores(site: Site) -> bool:
 def absorb(site: Site, others: list[Site], trace: Trace) -> list[Site]:
     """Take into a truncation row what maps its scores to what it hands out; return the sites that remain."""
     above = list(ancestors(site.energies, _score_path))
-    upstream = {v.call for v in above if v.call is not None}
+    upstream: set[Call | None] = {v.call for v in above if v.call is not None}
     scores = {v.id for v in above}
     if site.kind == "experts":  # probabilities of the same scores, read off at the chosen index
         for other in others:
@@ -149,7 +149,7 @@ def absorb(site: Site, others: list[Site], trace: Trace) -> list[Site]:
     downstream = _kept(site, scores, trace)
     remaining = []
     for other in others:
-        before = bool(other.members & upstream) and other.mechanism not in {"threshold", "selection"}
+        before = bool(other.members & upstream) and _maps_scores(other, upstream, site)
         after = bool(other.members & downstream) and not other.members - downstream - site.members
         if other is site or other.attention is not None or not (before or after):
             remaining.append(other)
@@ -158,6 +158,14 @@ def absorb(site: Site, others: list[Site], trace: Trace) -> list[Site]:
         if before and other.mechanism != "truncation" and other.energies.shape == site.energies.shape:
             site.soft, site.energies = other.emitted, other.energies
     return remaining
+
+
+def _maps_scores(other: Site, upstream: set[Call | None], site: Site) -> bool:
+    """Whether a site upstream belongs to the ranking: normalizers do; a maximum only if nothing else uses it."""
+    if other.mechanism == "selection":
+        users = {user for call in other.members for out in call.outputs for user in out.users}
+        return bool(users) and users <= upstream | site.members | other.members
+    return other.mechanism != "threshold"
 
 
 def _kept(site: Site, scores: set[int], trace: Trace) -> set[Call]:

@@ -52,7 +52,13 @@ class AlternativesMeter:
             taps.on_value(soft.key, (id(self), "posterior"), lambda r: self._posterior(site, soft, r))
         elif not hard or site.kind == "experts":
             taps.on_value(site.energies.key, (id(self), "posterior"), lambda s: self._scores(site, s))
-        wanted = site.persistent and int(site.count or 0) <= _MOST_VARIANCES and site.weights is None and not hard
+        wanted = (
+            site.persistent
+            and int(site.count or 0) <= _MOST_VARIANCES
+            and site.weights is None
+            and not hard
+            and not site.sink
+        )
         if wanted and len(site.axes) == 1:
             taps.on_value(
                 site.energies.key, (id(self), "variance"), lambda s: self._stats.update_energies(s, site.axes[0])

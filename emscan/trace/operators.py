@@ -105,6 +105,16 @@ NEUTRAL = _aten(
     "linalg_pinv detach_ requires_grad_ lift_fresh_copy view_dtype cumulative_trapezoid pad_sequence "
     "_nested_tensor_from_mask rename refine_names broadcast_tensors triplet_dummy logdet slogdet cov corrcoef"
 )
+# Outputs hold no numbers of their inputs.
+CREATES = frozenset(
+    f"aten.{name}"
+    for name in (
+        "zeros ones full empty arange eye linspace rand randn randint randperm scalar_tensor tril_indices triu_indices "
+        "zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full "
+        "new_empty new_tensor empty_strided new_empty_strided empty_permuted zero fill normal uniform bernoulli_p "
+        "exponential random log_normal cauchy geometric lift_fresh hann_window hamming_window"
+    ).split()
+)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -14,21 +14,10 @@ from torch import Tensor, nn
 
 from emscan.trace.dispatch import Leaves, Tracker, module_stack, packet_name, storage_id, tensors_in, written_arguments
 from emscan.trace.graph import Call, Trace, Value, substitute, values_in
+from emscan.trace.operators import CREATES
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent.parent)
-# Outputs hold no numbers of their inputs.
-_CREATES = frozenset(
-    f"aten.{name}"
-    for name in (
-        "zeros ones full empty arange eye linspace rand randn randint randperm scalar_tensor tril_indices triu_indices "
-        "zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full "
-        "new_empty new_tensor empty_strided new_empty_strided empty_permuted zero fill normal uniform bernoulli_p "
-        "exponential random log_normal cauchy geometric lift_fresh hann_window hamming_window"
-    ).split()
-)
-
-
 _RANDOM = frozenset(
     f"aten.{name}"
     for name in (
@@ -189,7 +178,7 @@ class Recorder(Tracker):
 
     def _finish(self, call: Call, outputs: list[Tensor], key: int) -> None:
         self.trace.calls.append(call)
-        creates = call.op in _CREATES
+        creates = call.op in CREATES
         flow = hash((call.func, _named(call.args), _named(call.kwargs), call.id if call.op in _RANDOM else 0))
         for value in call.inputs:
             value.users.append(call)
