@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from emscan.classify import gates, kernel, objective, ratios, selection, softmax, truncation
+from emscan.classify import gates, kernel, objective, pairs, ratios, selection, softmax, truncation
 from emscan.classify.coverage import account
 from emscan.classify.flow import computed, descendants, source
 from emscan.classify.regions import Regions
@@ -58,6 +58,7 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     sites = softmax.find(trace, divisions)
     sites += _other_ratios(divisions, sites, regions)
     _claim_twins(sites, trace)
+    sites += pairs.find(trace, regions, {call for site in sites for call in site.members})
     claimed = {call for site in sites for call in site.members}
     ranked = truncation.ranked(trace, claimed)
     claimed |= {call for site in ranked for call in site.members}

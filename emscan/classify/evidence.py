@@ -85,6 +85,8 @@ def _compare(
 
 
 def _normalized(site: Site, trace: Trace) -> tuple[float, float, float] | None:
+    if site.terms:
+        return _separate(site)
     energies, emitted = site.energies.tensor, site.emitted.tensor
     if energies is None or emitted is None:
         return None
@@ -100,6 +102,27 @@ def _normalized(site: Site, trace: Trace) -> tuple[float, float, float] | None:
     return _compare(r, scores, site.axes)
 
 
+def _separate(site: Site) -> tuple[float, float, float] | None:
+    """Alternatives in separate values: logaddexp's own gradient, or the one share that was divided out."""
+    tensors = [term.tensor for term in site.terms]
+    if any(tensor is None for tensor in tensors):
+        return None
+    stacked = torch.stack([tensor for tensor in tensors if tensor is not None], -1)
+    if site.statistic != "log-partition":
+        share, expected = site.emitted.tensor, posterior(stacked, (-1,))
+        if share is None:
+            return None
+        nearest = (expected - share.double().unsqueeze(-1)).abs().flatten(0, -2).amax(0).min()
+        return 0.0, float(nearest), float(stacked.abs().max())
+    with torch.enable_grad():
+        leaves = [part.detach().clone().requires_grad_(True) for part in stacked.unbind(-1)]
+        out = leaves[0]
+        for leaf in leaves[1:]:
+            out = torch.logaddexp(out, leaf)
+        gradients = torch.autograd.grad(out.sum(), leaves)
+    return _compare(torch.stack(gradients, -1), stacked.double(), (-1,))
+
+
 def _sums_to_one(r: Tensor, axes: tuple[int, ...]) -> bool:
     return bool(((r.double().sum(axes) - 1).abs() < 0.05).all())
 
@@ -108,8 +131,13 @@ def _hand_written(site: Site, trace: Trace) -> tuple[float, float, float] | None
     """Weights over their sum: log-weights again in float64 from the energies; shares as the model's numbers give them."""
     assert site.weights is not None
     weights = site.weights.tensor
-    total = _total(site)
     again = run_again(trace, site.energies, site.weights, torch.float64)
+    if site.statistic == "log-partition" and again is not None and site.energies.tensor is not None:
+        handed_back = _gradient_of_operator(site, trace, site.energies.tensor)
+        scores = again.clamp(min=0).log()
+        fixed = torch.full_like(scores.sum(site.weights_axes), site.sink_weight)
+        return _compare(handed_back, scores, site.weights_axes, fixed)
+    total = _total(site)
     if weights is None or again is None or total is None:
         return None
     axes = site.weights_axes

@@ -27,7 +27,14 @@ def is_guard(call: Call, depth: int = 6) -> bool:
     bounds = [a for a in (*call.args[1:], *call.kwargs.values()) if isinstance(a, int | float)]
     if bounds and all(abs(bound) >= _HALF_RANGE for bound in bounds):
         return True
-    return bool(call.out.users) and all(_needs_guard(call.out, user, depth) for user in call.out.users)
+    return _guarded(call.out, depth)
+
+
+def _guarded(value: Value, depth: int) -> bool:
+    """Whether a value divides, or goes under a root or logarithm; a scale may also be multiplied back."""
+    needed = [_needs_guard(value, user, depth) for user in value.users]
+    back = [user.op in {"aten.mul", "aten.multiply"} for user in value.users]
+    return any(needed) and all(n or b for n, b in zip(needed, back, strict=True))
 
 
 def _needs_guard(value: Value, user: Call, depth: int) -> bool:
@@ -38,9 +45,7 @@ def _needs_guard(value: Value, user: Call, depth: int) -> bool:
     if user.op in _DIVISIONS and user.args[0] is not value:
         return True
     passes = user.op in PASS or user.op in VIEW or (user.op in _SCALES and sum(v.data for v in user.inputs) == 1)
-    if not passes or depth == 0 or not user.out.users:
-        return False
-    return all(_needs_guard(user.out, further, depth - 1) for further in user.out.users)
+    return passes and depth > 0 and _guarded(user.out, depth - 1)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from emscan.classify.flow import ADDS, CLAMPS, DIVISIONS, PRODUCTS, RESHAPES, computed, same, source, variables
 from emscan.trace.axes import reduced_axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import CONTRACTION, PASS
+from emscan.trace.operators import CONTRACTION, EXTREMUM, PASS
 
 _GUARD = 1e-4  # an added constant up to here guards the division
 _SHARE = 1e-3  # and one below this share of the sum decides nothing
@@ -46,12 +46,14 @@ class Total:
     members: set[Call]
     guarded: bool = False
     sink: bool = False
+    constant: float = 0.0  # the weight of the sink, where it is a number
 
 
-def total(value: Value) -> Total | None:
-    """Return the sum that ``value`` is, if it is one."""
+def total(value: Value, *, mean: bool = False) -> Total | None:
+    """Return the sum that ``value`` is, if it is one (or the mean, if asked: in a logarithm it differs by log K)."""
     members: set[Call] = set()
     sink = guarded = False
+    constant = 0.0
     while value.call is not None:
         call = value.call
         if call.op in PASS or call.op in RESHAPES or call.op in CLAMPS:
@@ -59,20 +61,26 @@ def total(value: Value) -> Total | None:
             value = call.inputs[0]
         elif call.op in ADDS and call.op != "aten.rsub" and variables(call) <= 1 and len(call.inputs) <= 2:
             inner = next((v for v in call.inputs if computed(v)), call.inputs[0])
-            sink, guarded = sink or _weighs(call, inner), True
+            weight = _added(call, inner)
+            constant += weight
+            sink, guarded = sink or weight > 0, True
             members.add(call)
             value = inner
+        elif call.op == "aten.add" and (fixed := _fixed_energy(call)) is not None:
+            value, extra = fixed
+            members |= {call} | extra
+            sink = guarded = True
         else:
             break
     call = value.call  # type: ignore[assignment]
     if call is None:
         return None
     members.add(call)
-    if call.op in {"aten.sum", "aten.mean"}:
+    if call.op == "aten.sum" or (mean and call.op == "aten.mean"):
         weights = call.inputs[0]
         rank = len(weights.shape)
         axes = tuple(axis - rank for axis in reduced_axes(call, rank))
-        return Total(weights, axes, members, guarded, sink) if axes else None
+        return Total(weights, axes, members, guarded, sink, constant) if axes else None
     if call.op in {"aten.linalg_vector_norm", "aten.norm"} and _order(call) == 1:
         weights = call.inputs[0]
         rank = len(weights.shape)
@@ -91,15 +99,38 @@ def _order(call: Call) -> float | None:
     return float(order) if isinstance(order, int | float) else None
 
 
-def _weighs(call: Call, inner: Value) -> bool:
-    """Whether an added constant is of the size of the sum: an alternative of fixed energy, not a guard."""
+def _added(call: Call, inner: Value) -> float:
+    """Return an added constant of the size of the sum, an alternative of fixed energy; 0 for what only guards."""
     others = [a for a in call.args if isinstance(a, int | float)] + [
         float(v.tensor.abs().max()) for v in call.inputs if v is not inner and v.tensor is not None and v.tensor.numel()
     ]
     if not others or inner.tensor is None or not inner.tensor.numel():
-        return False
+        return 0.0
     largest = max(map(abs, others))
-    return largest > _GUARD and largest > _SHARE * float(inner.tensor.float().abs().mean())
+    weighs = largest > _GUARD and largest > _SHARE * float(inner.tensor.float().abs().mean())
+    return largest if weighs else 0.0
+
+
+def _fixed_energy(call: Call) -> tuple[Value, set[Call]] | None:
+    """Return the other addend and the calls in between where one is exp(c - m), m the maximum that stabilizes a softmax."""
+    for shifted, other in (tuple(call.inputs[:2]), tuple(call.inputs[1::-1])) if len(call.inputs) == 2 else ():
+        members: set[Call] = set()
+        exponential = source(shifted).call
+        if exponential is None or exponential.op != "aten.exp":
+            continue
+        made = source(exponential.inputs[0]).call
+        if made is None or made.op not in {"aten.neg", "aten.rsub", "aten.sub"}:
+            continue
+        value = made.inputs[-1]
+        members |= {exponential, made}
+        while value.call is not None and (
+            value.call.op in CLAMPS or value.call.op in PASS or value.call.op in RESHAPES
+        ):
+            members.add(value.call)
+            value = value.call.inputs[0]
+        if value.call is not None and value.call.op in EXTREMUM and not any(computed(v) for v in made.inputs[:-1]):
+            return other, members | {value.call}
+    return None
 
 
 def find(trace: Trace) -> list[Ratio]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from emscan.classify import owners
-from emscan.classify.flow import ancestors, computed, descendants, source
+from emscan.classify.flow import ancestors, carries, computed, descendants, source
 from emscan.classify.site import Site
 from emscan.report.document import AlternativeKind, Mechanism
 from emscan.trace.axes import Axes, Dim, is_persistent
@@ -39,13 +39,17 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
     names = owners.Names(trace, parameter_names)
     rows: dict[tuple[object, ...], Row] = {}
     ordinals: dict[tuple[object, ...], int] = {}
+    made: dict[int, tuple[Site, tuple[object, ...]]] = {}
     for site in sorted(sites, key=lambda s: s.first if s.members else math.inf):
         _place(site, axes, trace)
         name, composition = _title(site, names)
         same_call = (id(site.owner) if site.owner else name, site.mechanism, _same_kind(site))
         ordinal = 0 if site.mechanism == "logistic" and site.owner is not None else ordinals.get(same_call, 0)
         ordinals[same_call] = ordinal + 1
-        key = (site.owner_names or name, site.mechanism, _same_kind(site), ordinal)
+        key: tuple[object, ...] = (site.owner_names or name, site.mechanism, _same_kind(site), ordinal)
+        before = _recursion(site, made)
+        key = before if before is not None else key
+        made[id(site)] = (site, key)
         if key in rows:
             rows[key].sites.append(site)
             continue
@@ -59,6 +63,22 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
     taken = {id(call) for site in sites for call in site.members}
     found += _plain(trace, names, owning, taken)
     return sorted(found, key=lambda row: row.order)
+
+
+def _recursion(site: Site, made: dict[int, tuple[Site, tuple[object, ...]]]) -> tuple[object, ...] | None:
+    """Return the row of an earlier step of a recursion: energies made from what the same competition handed out,
+    with nothing but arithmetic in between (forward algorithms, soft dynamic programming)."""
+    if site.mechanism not in {"softmax", "selection"} or site.attention is not None or not site.members:
+        return None
+    kind = site.label, site.mechanism, site.count
+    emitted = {
+        s.emitted.id: key
+        for s, key in made.values()
+        if (s.label, s.mechanism, s.count) == kind and s.members != site.members
+    }
+    if not emitted:
+        return None
+    return next((emitted[v.id] for v in ancestors(site.energies, carries) if v.id in emitted), None)
 
 
 def _calls(row: Row) -> int:
@@ -95,7 +115,11 @@ def _place(site: Site, axes: Axes, trace: Trace) -> None:
         site.owner_names = _leaves(site.energies)
     if not site.members:  # what an objective adds knows its alternatives
         return
-    if site.mechanism in {"logistic", "threshold", "smooth-gate"} or site.kind in {"window", "experts", "classes"}:
+    if (
+        site.terms
+        or site.mechanism in {"logistic", "threshold", "smooth-gate"}
+        or site.kind in {"window", "experts", "classes"}
+    ):
         site.persistent = site.kind in {"experts", "classes"}
         return
     site.kind, site.persistent = _kind(site, axes, trace)
@@ -106,7 +130,7 @@ def _place(site: Site, axes: Axes, trace: Trace) -> None:
 def _maker_of_axis(site: Site, axes: Axes) -> Call | None:
     """Return the call through which the parameter that the alternatives are rows of enters the energies."""
     dims = axes.of(site.energies)
-    if site.mechanism in {"logistic", "threshold", "smooth-gate"} or not dims or max(-a for a in site.axes) > len(dims):
+    if site.form is not None or not site.axes or not dims or max(-a for a in site.axes) > len(dims):
         return None
     names = {f.origin.name for axis in site.axes for f in dims[axis] if f.origin.kind in {"param", "buffer"}}
     if not names:

@@ -110,17 +110,35 @@ def _only_scales(call: Call) -> bool:
     """Whether an extremum only shifts or divides what it was taken from: stabilization or scaling, not a winner."""
     found = False
     scores = source(call.inputs[0])
-    for user, operand in descendants(call.out, lambda c: c.op in PASS or c.op in RESHAPES or c.op in CLAMPS):
-        if user.op in PASS or user.op in RESHAPES or user.op in CLAMPS:
+
+    def passes(c: Call) -> bool:
+        return c.op in PASS or c.op in RESHAPES or c.op in CLAMPS or _spread(c, scores) or _by_constant(c)
+
+    for user, operand in descendants(call.out, passes):
+        if passes(user):
             continue
         subtracts = user.op in {"aten.sub", "aten.subtract"} and user.inputs[0] is not operand
         shifts = subtracts and _related(user.inputs[0], scores)
         added_back = user.op == "aten.add"
         scales = user.op in DIVISIONS and len(user.inputs) > 1 and user.inputs[1] is operand
-        if not (shifts or added_back or scales):
+        if not (shifts or added_back or scales or user.op in PRODUCTS):
             return False
         found = found or shifts or scales
     return found and all(not out.users or out is call.out for out in call.outputs)
+
+
+def _spread(call: Call, scores: Value) -> bool:
+    """Whether a call is the distance of two extrema of the same scores: the spread that a scaling divides by."""
+    makers = [source(v).call for v in call.inputs]
+    return call.op == "aten.sub" and len(makers) == 2 and all(
+        m is not None and m.op in EXTREMUM and _related(m.inputs[0], scores) for m in makers
+    )  # fmt: skip
+
+
+def _by_constant(call: Call) -> bool:
+    """Whether a call scales or shifts by a number."""
+    arithmetic = call.op in DIVISIONS or call.op in PRODUCTS or call.op == "aten.add"
+    return arithmetic and sum(v.data for v in call.inputs) == 1 and call.inputs[0].data
 
 
 def _related(value: Value, scores: Value) -> bool:
@@ -163,9 +181,20 @@ def _index_arithmetic(call: Call) -> bool:
         return True
     if call.op in REDUCTION and not call.inputs[0].floating:
         return True
+    if call.op in {"aten.add", "aten.sub"} and call.outputs:  # h - detach(y) + y is h in numbers
+        return _one_hot(call.out) or any(_one_hot(u.out) for u in call.out.users if u.op in {"aten.add", "aten.sub"})
     return (pointwise(call.op) and not any(v.floating and computed(v) for v in call.inputs)) or (
         call.op in INDEXERS and not call.inputs[0].floating
     )
+
+
+def _one_hot(value: Value) -> bool:
+    """Whether the numbers are zeros and ones, a single one along the last axis, as a hard choice is."""
+    tensor = value.tensor
+    if tensor is None or not tensor.dim() or not tensor.is_floating_point() or tensor.numel() == 0:
+        return False
+    near = ((tensor.abs() < 1e-5) | ((tensor - 1).abs() < 1e-5)).all()
+    return bool(near) and bool(((tensor.sum(-1) - 1).abs() < 1e-4).all())
 
 
 def _acts_on_input(value: Value) -> bool:

@@ -66,6 +66,8 @@ class Site:
     denominator: Value | None = None
     guarded: bool = False  # a small constant or a clamp keeps the division safe
     sink: bool = False  # a constant of the sum's own size: one more alternative, of fixed energy
+    sink_weight: float = 0.0  # exp(-E) of that alternative, where it is a number
+    terms: list[Value] = field(default_factory=list)  # alternatives that stand in separate values
     sign: float = 1.0  # r is proportional to exp(sign * energies)
     soft: Value | None = None  # the posterior before a truncation
     chosen: Value | None = None  # indices of the winners: routers, codes, classes

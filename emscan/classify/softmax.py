@@ -148,7 +148,7 @@ def _attention(call: Call) -> Site:
 
 
 def _log_of_sum(call: Call) -> list[Site]:
-    found = total(call.inputs[0])
+    found = total(call.inputs[0], mean=True)
     if found is None:
         return []
     if call.op == "aten.log1p":
@@ -159,12 +159,13 @@ def _log_of_sum(call: Call) -> list[Site]:
         return []
     energies, extra = unshift(scores[0])
     members = {call} | found.members | scores[1] | extra
-    return [
-        Site(
-            "em", "softmax", "LogSumExp", members, energies, call.out, "log-partition", count + found.sink, "units",
-            axes=found.axes, op="aten.exp", sink=found.sink,
-        )
-    ]  # fmt: skip
+    site = Site(
+        "em", "softmax", "LogSumExp", members, energies, call.out, "log-partition", count + found.sink, "units",
+        axes=found.axes, op="aten.exp", sink=found.sink, sink_weight=found.constant,
+    )  # fmt: skip
+    if found.sink:
+        site.weights, site.weights_axes, site.guarded = found.weights, found.axes, True
+    return [site]
 
 
 def _exp_of_difference(call: Call) -> list[Site]:
@@ -211,13 +212,21 @@ def merge(sites: list[Site]) -> list[Site]:
             merged.append(site)
             continue
         twin.members |= site.members
-        if _ORDER.get(site.statistic, 9) < _ORDER.get(twin.statistic, 9):
+        if _ORDER.get(site.statistic, 9) < _ORDER.get(twin.statistic, 9) or _later(site, twin):
             twin.emitted, twin.statistic, twin.label = site.emitted, site.statistic, site.label
             twin.energies, twin.axes, twin.count, twin.op = site.energies, site.axes, site.count, site.op
             twin.sign, twin.guarded = site.sign, site.guarded
             twin.weights, twin.weights_axes, twin.denominator = site.weights, site.weights_axes, site.denominator
         twin.sink = twin.sink or site.sink
     return merged
+
+
+def _later(site: Site, twin: Site) -> bool:
+    """Whether a site normalizes again, over another axis, what its twin did: what goes forward sums to one there."""
+    if site.statistic != twin.statistic or site.weights is None or twin.weights is None or site.axes == twin.axes:
+        return False
+    first, last = twin.emitted.call, site.emitted.call
+    return first is not None and last is not None and last.id > first.id
 
 
 def chain(sites: list[Site]) -> list[Site]:

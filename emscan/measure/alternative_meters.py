@@ -33,6 +33,8 @@ class AlternativesMeter:
 
     def attach(self, site: Site, axes: Axes, taps: Taps) -> None:
         """Watch one call of the layer."""
+        if site.terms:
+            return
         if site.chosen is not None and site.persistent:
             taps.on_value(site.chosen.key, (id(self), "chosen"), self._stats.update_assignments)
         if not site.energies.data:  # a learned vector: the same in every batch
@@ -43,7 +45,11 @@ class AlternativesMeter:
         if site.kind == "keys" and site.weights is None and not hard:
             spot = _head_axes(site, axes)
             taps.on_value(site.energies.key, (id(self), "posterior"), lambda s: self._attention(site, s, spot))
-        elif site.sink or (hard and site.statistic == "vector") or (hard and site.label == "Masked softmax"):
+        elif (
+            (site.sink and site.statistic != "log-partition")
+            or (hard and site.statistic == "vector")
+            or (hard and site.label == "Masked softmax")
+        ):
             taps.on_value(site.emitted.key, (id(self), "posterior"), lambda r: self._shares(site, r))
         elif site.weights is not None:
             taps.on_value(site.weights.key, (id(self), "posterior"), lambda w: self._weights(site, w))
@@ -75,6 +81,8 @@ class AlternativesMeter:
         rows = rows.reshape(-1, rows.shape[-1])
         for part in rows.split(max(1, (1 << 18) // rows.shape[-1])):
             wide = part.double()
+            if site.sink_weight:  # one more alternative, of fixed energy
+                wide = torch.nn.functional.pad(wide, (0, 1), value=site.sink_weight)
             self._stats.update(wide / wide.sum(-1, keepdim=True), -1, wide > 0)
 
     def _shares(self, site: Site, r: Tensor) -> None:

@@ -49,7 +49,8 @@ class Scratch:
         count = tensor.numel()
         buffer = self._buffers.get(tensor.device)
         if buffer is None or buffer.numel() < count:
-            buffer = torch.empty(max(count, PIECE), dtype=torch.float32, device=tensor.device)
+            with torch.inference_mode(False):  # an inference tensor could not be written outside of that mode
+                buffer = torch.empty(max(count, PIECE), dtype=torch.float32, device=tensor.device)
             self._buffers[tensor.device] = buffer
         return buffer.as_strided(tensor.shape, _dense_strides(tensor))
 
