@@ -927,3 +927,160 @@ def masked_average_of_computed():
 @case()
 def polynomial_features():
     return Fn(lambda z: torch.cat([z, z**2, z**3], -1)), vec()
+
+
+# ---- what goes by all the uses of a value, not by the nearest one ---------------------------------
+@case(THRESHOLD, THRESHOLD)
+def residual_of_the_raw_input():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return F.relu(self.b(F.relu(self.a(x) + x)) + x)
+
+    return M(), vec()
+
+
+@case(("hard", "selection", 6))
+def mean_and_max_pooling_added():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(16, 8)
+
+        def forward(self, x):
+            h = self.fc(x)
+            return h.mean(1) + h.amax(1)
+
+    return M(), seq()
+
+
+@case(("hard", "selection", 2))
+def the_larger_of_two_layers_by_where():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 8), nn.Linear(16, 8)
+
+        def forward(self, x):
+            a, b = self.a(x), self.b(x)
+            return torch.where(a > b, a, b)
+
+    return M(), vec()
+
+
+@case(("em", "softmax", 3))
+def logaddexp_of_three_layers():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.ModuleList(nn.Linear(16, 8) for _ in range(3))
+
+        def forward(self, x):
+            a, b, c = (f(x) for f in self.fc)
+            return torch.logaddexp(torch.logaddexp(a, b), c)
+
+    return M(), vec()
+
+
+@case(("em", "softmax", 2))
+def share_of_one_of_two_layers():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 8), nn.Linear(16, 8)
+
+        def forward(self, x):
+            a, b = self.a(x).exp(), self.b(x).exp()
+            return a / (a + b)
+
+    return M(), vec()
+
+
+@case(("em", "softmax", 13))
+def log_of_one_plus_sum():
+    return Fn(lambda z: torch.log(1 + z.exp().sum(-1))), vec()
+
+
+@case(("em", "softmax", 12))
+def log_mean_exp():
+    return Fn(lambda z: z.exp().mean(-1).log()), vec()
+
+
+@case(("em", "softmax", 13))
+def softmax_plus_one_stabilized():
+    def f(z):
+        m = z.amax(-1, keepdim=True).clamp(min=0)
+        e = (z - m).exp()
+        return e / ((-m).exp() + e.sum(-1, keepdim=True))
+
+    return Fn(f), vec()
+
+
+@case(("em", "softmax", 5))
+def forward_algorithm():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.emit, self.move = nn.Linear(16, 5), nn.Parameter(torch.randn(5, 5))
+
+        def forward(self, x):
+            e = self.emit(x)
+            alpha = e[:, 0]
+            for t in range(1, x.shape[1]):
+                alpha = torch.logsumexp(alpha[:, :, None] + self.move, 1) + e[:, t]
+            return torch.logsumexp(alpha, 1)
+
+    return M(), seq()
+
+
+@case(("em", "softmax", 3))
+def slots_that_share_the_tokens():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.k, self.v, self.slots = nn.Linear(16, 8), nn.Linear(16, 8), nn.Parameter(torch.randn(3, 8))
+
+        def forward(self, x):
+            a = (self.k(x) @ self.slots.T).softmax(-1) + 1e-8
+            a = a / a.sum(1, keepdim=True)
+            return a.mT @ self.v(x)
+
+    return M(), seq()
+
+
+@case(("hard", "truncation", 5))
+def router_by_one_hot_dispatch():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.w = nn.Linear(16, 5), nn.Parameter(torch.randn(5, 16, 4))
+
+        def forward(self, x):
+            return torch.einsum("ne,nd,edo->no", F.one_hot(self.gate(x).argmax(-1), 5).float(), x, self.w)
+
+    return M(), vec()
+
+
+@case(("hard", "truncation", 5))
+def router_by_hard_gumbel():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.w = nn.Linear(16, 5), nn.Parameter(torch.randn(5, 16, 4))
+
+        def forward(self, x):
+            return torch.einsum("ne,nd,edo->no", F.gumbel_softmax(self.gate(x), hard=True), x, self.w)
+
+    return M(), vec()
+
+
+@case()
+def scaled_to_the_unit_interval():
+    def f(z):
+        low, high = z.amin(-1, keepdim=True), z.amax(-1, keepdim=True)
+        return (z - low) / (high - low + 1e-6)
+
+    return Fn(f), vec()

@@ -1,0 +1,26 @@
+"""The truth table through the whole audit: cut batches, measurement and report included."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+import torch
+
+import emscan
+from emscan.report.schema import schema
+from tests.classify import basic_cases, more_cases
+
+CASES = {**basic_cases.CASES, **more_cases.CASES}
+VALIDATOR = jsonschema.Draft202012Validator(schema())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_of_the_report(name: str) -> None:
+    builder, expected, objective = CASES[name]
+    torch.manual_seed(0)
+    model, inputs = builder()
+    document = emscan.audit(model.eval(), inputs, objective=objective).to_dict()
+    VALIDATOR.validate(document)
+    rows = [layer for layer in document["layers"] if layer["verdict"] != "none"]
+    assert sorted((r["verdict"], r["mechanism"], r["alternatives"]["count"]) for r in rows) == sorted(expected)
+    assert document["summary"]["status"] == "ok"
