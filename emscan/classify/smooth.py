@@ -26,4 +26,5 @@ def recognize(curve: Curve) -> GateForm | None:
         return None
     names = [name for name, function in NAMES.items() if curve.scaled(function)]
     label = names[0] if names else "Smooth gate"
-    return GateForm(label, curve.function, note=_NEAR if label == "GELU" else None)
+    signed = bool(((curve.y > 0) == (curve.z > 0)).all())
+    return GateForm(label, curve.function, output_tells=signed, note=_NEAR if label == "GELU" else None)

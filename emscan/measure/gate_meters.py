@@ -47,7 +47,8 @@ class GateMeter:
             return
         layout = unit_layout(site.emitted, site, axes)
         units = self._accumulator(layout.rows, form)
-        if not site.emitted.floating or (form.output_tells and form.scalar):
+        hard = site.mechanism == "threshold"
+        if not site.emitted.floating or (hard and form.output_tells and form.scalar):
             taps.on_value(
                 site.emitted.key,
                 (id(self), "output"),
@@ -57,6 +58,11 @@ class GateMeter:
         inner = unit_layout(site.energies, site, axes)
         if inner.rows != layout.rows:
             inner = layout
+        if form.output_tells and form.scalar and units.underflow is not None:
+            signed, energy = (id(self), "output"), (id(self), "energy")
+            taps.on_value(site.emitted.key, signed, lambda h: units.update_signed(layout.view(h), layout.unit_dims))
+            taps.on_value(site.energies.key, energy, lambda z: units.watch_underflow(inner.view(z), inner.unit_dims))
+            return
         taps.on_value(
             site.emitted.key, (id(self), "output"), lambda h: units.update_magnitude(layout.view(h), layout.unit_dims)
         )

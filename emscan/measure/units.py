@@ -77,6 +77,26 @@ class GateUnits:
         self.in_flat[0] += values - active
         self.values += values
 
+    def update_signed(self, h: Tensor, unit_dims: tuple[int, ...]) -> None:
+        """See outputs of a gate that is flat nowhere and above 0 exactly where it is on (GELU): both counts in one walk."""
+        gone = others(h, unit_dims)
+        on, total = unit_zeros(h, unit_dims), unit_zeros(h, unit_dims)
+        for part in pieces(h, unit_dims):
+            on += summed(compared(part, 0.0), gone)
+            total += summed(torch.abs(part, out=_scratch.like(part)) if _fits(part) else part.abs(), gone)
+        values = h.numel() // len(self.rows)
+        self._magnitude(total, h, unit_dims)
+        self.on += _counted(on)
+        self.active += values
+        self.values += values
+
+    def watch_underflow(self, z: Tensor, unit_dims: tuple[int, ...]) -> None:
+        """See energies only until every unit is known to pass gradient."""
+        for part in pieces(z, unit_dims):
+            if self.underflow is None or self.underflow.settled:
+                return
+            self.underflow.update(part, unit_dims)
+
     def update_energy(self, z: Tensor, unit_dims: tuple[int, ...]) -> None:
         """See energies: on and active counts, and whether a gate that is flat nowhere underflows."""
         gone = others(z, unit_dims)
@@ -199,9 +219,14 @@ class Underflow:
         self.alive = torch.zeros(count, dtype=torch.bool)
         self._derivative = derivative
 
+    @property
+    def settled(self) -> bool:
+        """Whether every unit is known to live."""
+        return bool(self.alive.all())
+
     def update(self, z: Tensor, unit_dims: tuple[int, ...]) -> None:
         """See energies: the ends of a unit's range mostly show it alive; where they do not, every value decides."""
-        if bool(self.alive.all()):
+        if self.settled:
             return
         ends = torch.stack([reduce_min(z, unit_dims), reduce_max(z, unit_dims)])
         self.alive |= (self._derivative(ends) != 0).any(0)

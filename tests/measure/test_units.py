@@ -265,3 +265,18 @@ def test_scratch_has_the_memory_order_of_its_tensor_and_never_overlaps() -> None
     expanded = module._scratch.like(torch.empty(3, 1).expand(3, 7))
     expanded.copy_(torch.arange(21.0).view(3, 7))
     assert torch.equal(expanded, torch.arange(21.0).view(3, 7))
+
+
+@pytest.mark.parametrize("shape", [(300, 12), (7, 12, 5, 5), (4, 9, 12)])
+def test_gelu_outputs_alone_tell_what_energies_and_outputs_tell(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(4)
+    axis = (shape.index(12),)
+    z = torch.randn(shape) * 3
+    h = torch.nn.functional.gelu(z)
+    derivative = lambda at: torch.ones_like(at)  # noqa: E731
+    both, alone = (GateUnits(tuple(range(12)), 0.0, (), (), derivative) for _ in range(2))
+    both.update_energy(z, axis)
+    both.update_magnitude(h, axis)
+    alone.update_signed(h, axis)
+    alone.watch_underflow(z, axis)
+    assert alone.components(Thresholds(), 5) == both.components(Thresholds(), 5)
