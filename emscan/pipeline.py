@@ -128,7 +128,7 @@ class _Audit:
             seen = {site.emitted.key for site in known.row.sites}  # the same name is measured already
             new = [site for site in row.sites if site.emitted.key not in seen]
             known.row.sites.extend(new)
-            known.row.calls = max(known.row.calls, row.calls, len(known.row.sites))
+            known.row.calls = max(known.row.calls, row.calls)
         if known.meter is not None:
             for site in new:
                 known.meter.attach(site, found.axes, self.taps)
@@ -140,8 +140,7 @@ class _Audit:
         if not unseen:
             return
         if self.discoveries >= _DISCOVERIES:
-            for op in sorted(unseen):
-                self.coverage.unclassified.append(Unclassified(op, "a branch of a later batch", 1))
+            self._leave(unseen)
             return
         before = self.taps
         self.taps = Taps(known=before.known)
@@ -149,6 +148,16 @@ class _Audit:
         follow(self.model, batch.args, batch.kwargs, self.taps, COMPETITIVE)
         _add(before, self.taps)
         self.taps = before
+
+    def _leave(self, unseen: set[str]) -> None:
+        """Count operators in branches that came too late to be looked at: the audit is inconclusive about them."""
+        where = "a branch of a later batch"
+        left = {u.op: u for u in self.coverage.unclassified if u.where == where}
+        for op in sorted(unseen):
+            if op in left:
+                left[op].calls += 1
+            else:
+                self.coverage.unclassified.append(Unclassified(op, where, 1))
 
 
 def _over_samples(found: Classification, axis: int) -> bool:
@@ -205,16 +214,16 @@ def run(
 ) -> Report:
     """Audit a loaded model on a probe and return the report, findings and summary filled.
 
-    ``max_memory``: bytes that the activations of one batch may take (default, for files: half of what is free).
-    ``progress`` is
-    called with (batches done, batches in all or None). Raises EmscanError where the model cannot be audited.
+    ``device`` is what the report names: model and probe are there already. ``max_memory``: bytes that the activations
+    of one batch may take (default, for files: half of what is free). ``progress`` is called with (batches done, batches
+    in all or None). Raises EmscanError where the model cannot be audited.
     """
     if objective not in OBJECTIVES:
         raise UsageError(f"unknown objective {objective!r}", f"use one of {', '.join(OBJECTIVES)}")
     limits = thresholds or Thresholds()
     if loaded.module is None:
         return _finished(_blank(loaded, probe, device, limits))
-    model = loaded.module.to(device)
+    model = loaded.module
     audit = _Audit(model, limits, objective)
     quiet = foreign_code() if loaded.info.path is not None else contextlib.nullcontext()
     if probe is None:
@@ -341,13 +350,12 @@ def audit(
     objective: str | None = None,
     targets: Any = None,
     batch_size: int | None = None,
-    device: str | None = None,
     seed: int = 0,
     thresholds: Thresholds | None = None,
     max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Audit a live model: a module, a ScriptModule or an ExportedProgram.
+    """Audit a live model, where it is: a module, a ScriptModule or an ExportedProgram.
 
     ``inputs``: a tensor, a tuple of arguments, a dict of keyword arguments, or an iterable of batches of these; without
     it, a synthetic probe. ``targets``: for the objective. The model is returned to the state it was in.
@@ -355,7 +363,7 @@ def audit(
     """
     module = _as_module(model)
     info = ModelInfo(None, _format_of(model), None, sum(p.numel() for p in module.parameters()), False)
-    where = device if device is not None else str(next((p.device for p in module.parameters()), "cpu"))
+    where = str(next((p.device for p in module.parameters()), "cpu"))
     if inputs is None:
         probe = open_probe(None, module, batch_size=batch_size, seed=seed, device=where)
     else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from emscan.classify.logistic import OPERATORS as TWO_WAY
 from emscan.classify.regions import KINKED
 from emscan.classify.site import Site
 from emscan.report.document import Coverage, OpCount, Unclassified
+from emscan.trace.axes import reduced_axes
 from emscan.trace.graph import Call, Trace
 from emscan.trace.operators import (
     BINARY_EXTREMUM,
@@ -30,6 +32,8 @@ COMPETITIVE = (
     | frozenset(RECURRENT) | frozenset(f"aten.{name}" for name in "gelu glu erf erfc special_erf atan special_ndtr".split())
 )  # fmt: skip
 
+_NORMALIZERS = TWO_WAY | SOFTMAX | LOG_PARTITION | SDPA | frozenset(RECURRENT)
+
 
 def account(trace: Trace, sites: list[Site]) -> Coverage:
     """Count, per competition-like operator on parameter-dependent floats, what became of its calls.
@@ -48,11 +52,26 @@ def account(trace: Trace, sites: list[Site]) -> Coverage:
             counts.setdefault(call.op, Counter())["unclassified"] += 1
         elif call.op in COMPETITIVE and floats:
             fate = "in_rows" if call in carrying else "absorbed" if call in absorbed else "control"
+            if fate == "control" and _competes(call, trace):
+                fate = "unclassified"
+                unknown[call.op, call.module or call.where or ""] += 1
             counts.setdefault(call.op, Counter())[fate] += 1
     return Coverage(
         [OpCount(op, c.total(), **{str(k): v for k, v in c.items()}) for op, c in sorted(counts.items())],
         [Unclassified(op, where, n) for (op, where), n in unknown.items()],
     )
+
+
+def _competes(call: Call, trace: Trace) -> bool:
+    """Whether a call that is in no row exponentiates and normalizes computed values that reach the output all the same:
+    a row is missing then, and saying nothing would read as clean."""
+    if call.op not in _NORMALIZERS or not trace.is_live(call) or not any(v.data and v.param for v in call.inputs):
+        return False
+    if call.op in TWO_WAY or call.op in RECURRENT:
+        return True
+    scores = call.inputs[1] if call.op in SDPA else call.inputs[0]
+    axes = (-2,) if call.op in SDPA else reduced_axes(call, len(scores.shape))
+    return math.prod(scores.shape[axis] for axis in axes) >= 2
 
 
 def _bearer(site: Site) -> Call | None:

@@ -85,8 +85,3 @@ def carries(call: Call) -> bool:
 def mixes(call: Call) -> bool:
     """Whether a call computes new energies: a contraction or a lookup."""
     return call.op in CONTRACTION or call.op in LOOKUP
-
-
-def reaches(value: Value, wanted: Callable[[Value], bool], through: Callable[[Call], bool]) -> bool:
-    """Whether some ancestor of ``value`` is wanted."""
-    return any(wanted(v) for v in ancestors(value, through))

@@ -10,7 +10,7 @@ from torch import Tensor
 from emscan.classify.flow import source
 from emscan.classify.site import GateForm, Site
 from emscan.errors import UsageError
-from emscan.trace.graph import Call, Trace, Value
+from emscan.trace.graph import Trace, Value
 
 OBJECTIVES = ("auto", "cross-entropy", "bce", "free-energy", "none")
 
@@ -125,8 +125,3 @@ def _free_energy(scores: Value, sites: list[Site]) -> Objective:
         persistent=True, op="free-energy", sign=-1.0,
     )  # fmt: skip
     return Objective("free-energy", "as asked", site, scores)
-
-
-def owner_call(value: Value) -> Call | None:
-    """Return the call that made a value, through views and casts."""
-    return source(value).call

@@ -65,14 +65,6 @@ class Region:
 
         return run
 
-    def upto(self, end: Value) -> Region:
-        """Return the part of the region that leads to ``end``."""
-        needed: set[int] = {end.id}
-        for call in reversed(self.calls):
-            if call.out.id in needed:
-                needed.update(v.id for v in call.inputs)
-        return Region(self.base, end, [call for call in self.calls if call.out.id in needed])
-
     def replay(self, z: Tensor) -> Tensor:
         """Run the region's own operators on ``z``, a tensor shaped like the base, with the model's own constants."""
         known: dict[int, Tensor] = {self.base.id: z}

@@ -11,7 +11,7 @@ from emscan.classify.site import Site
 from emscan.report.document import AlternativeKind, Mechanism
 from emscan.trace.axes import Axes, Dim, is_persistent
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, PASS, POOLING, VIEW, pointwise
+from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, PASS, POOLING, RECURRENT, VIEW, pointwise
 
 
 @dataclass(eq=False)
@@ -259,7 +259,7 @@ def _title(site: Site, names: owners.Names) -> tuple[str, str]:
     if site.kind == "keys":
         name = names.common(_operand_names(site.energies, names)) or name
         return name, f"Attention ({site.label})" if site.label != "Softmax" else "Attention"
-    if site.label.endswith("gates"):
+    if site.op in RECURRENT:
         return name, owners.label(site.owner)
     between = [] if site.kind == "window" else owners.norms_between(site.energies, site.owner)
     return name, " + ".join([owners.label(site.owner), *dict.fromkeys(between), site.label])

@@ -45,11 +45,7 @@ class AlternativesMeter:
         if site.kind == "keys" and site.weights is None and not hard:
             spot = _head_axes(site, axes)
             taps.on_value(site.energies.key, (id(self), "posterior"), lambda s: self._attention(site, s, spot))
-        elif (
-            (site.sink and site.statistic != "log-partition")
-            or (hard and site.statistic == "vector")
-            or (hard and site.label == "Masked softmax")
-        ):
+        elif (site.sink and site.statistic != "log-partition") or (hard and site.statistic == "vector"):
             taps.on_value(site.emitted.key, (id(self), "posterior"), lambda r: self._shares(site, r))
         elif site.weights is not None:
             taps.on_value(site.weights.key, (id(self), "posterior"), lambda w: self._weights(site, w))

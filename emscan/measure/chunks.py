@@ -88,11 +88,6 @@ def summed(tensor: Tensor, gone: list[int]) -> Tensor:
     return tensor.sum(gone, dtype=wide) if gone else tensor
 
 
-def reduce_sum(tensor: Tensor, unit_dims: tuple[int, ...]) -> Tensor:
-    """Sum over everything but the units; flat, float64 on the CPU (summed in float32 at least)."""
-    return summed(tensor, others(tensor, unit_dims)).flatten().to("cpu", torch.float64)
-
-
 def reduce_max(tensor: Tensor, unit_dims: tuple[int, ...]) -> Tensor:
     """Maximum over everything but the units; flat, float64 on the CPU. NaN wins."""
     gone = others(tensor, unit_dims)

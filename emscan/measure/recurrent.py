@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "tanh": ("h",), "relu": ("h",)}
 _RUN: dict[str, Any] = {"lstm": torch.lstm, "gru": torch.gru, "tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 
 
