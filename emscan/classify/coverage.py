@@ -9,7 +9,6 @@ from emscan.classify.logistic import OPERATORS as TWO_WAY
 from emscan.classify.regions import KINKED
 from emscan.classify.site import Site
 from emscan.report.document import Coverage, OpCount, Unclassified
-from emscan.trace.axes import reduced_axes
 from emscan.trace.graph import Call, Trace
 from emscan.trace.operators import (
     BINARY_EXTREMUM,
@@ -22,6 +21,7 @@ from emscan.trace.operators import (
     SOFTMAX,
     known,
 )
+from emscan.trace.origins import reduced_axes
 
 _COMPARISONS = frozenset(
     f"aten.{name}"

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from emscan.classify.flow import ADDS, CLAMPS, DIVISIONS, PRODUCTS, RESHAPES, computed, same, source, variables
-from emscan.trace.axes import reduced_axes
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import CONTRACTION, EXTREMUM, PASS
+from emscan.trace.origins import reduced_axes
 
 _GUARD = 1e-4  # an added constant up to here guards the division
 _SHARE = 1e-3  # and one below this share of the sum decides nothing

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emscan.trace.axes import is_binary_extremum
 from emscan.trace.graph import Call, Trace, Value, substitute
 from emscan.trace.operators import PASS, pointwise
+from emscan.trace.origins import is_binary_extremum
 
 # Operators whose curve has a corner or a step.
 KINKED = frozenset(

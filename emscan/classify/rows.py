@@ -9,9 +9,10 @@ from emscan.classify import owners
 from emscan.classify.flow import ancestors, carries, computed, descendants, source
 from emscan.classify.site import Site
 from emscan.report.document import AlternativeKind, Mechanism
-from emscan.trace.axes import Axes, Dim, is_persistent
+from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, PASS, POOLING, RECURRENT, VIEW, pointwise
+from emscan.trace.origins import Dim, is_persistent
 
 
 @dataclass(eq=False)

@@ -18,9 +18,10 @@ from emscan.classify.flow import (
 )
 from emscan.classify.regions import Regions
 from emscan.classify.site import Site
-from emscan.trace.axes import Axes, is_binary_extremum, is_persistent, reduced_axes
+from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import BINARY_EXTREMUM, CONTRACTION, EXTREMUM, MAX_POOL, PASS, REDUCTION, VIEW, pointwise
+from emscan.trace.origins import is_binary_extremum, is_persistent, reduced_axes
 
 _COUNTING = frozenset(
     f"aten.{name}" for name in "one_hot eq nonzero nonzero_numpy argwhere bincount histc sort argsort".split()

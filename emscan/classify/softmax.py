@@ -20,9 +20,9 @@ from emscan.classify.flow import (
 )
 from emscan.classify.ratios import Ratio, total
 from emscan.classify.site import Site
-from emscan.trace.axes import reduced_axes
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import EXTREMUM, LOG_PARTITION, PASS, SDPA, SOFTMAX
+from emscan.trace.origins import reduced_axes
 
 EXPONENTIALS = frozenset(f"aten.{name}" for name in "exp exp2 special_exp2".split())
 _LOGS = frozenset(f"aten.{name}" for name in "log log2 log10 log1p".split())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from emscan.trace.axes import Dim, Dims, Factor
+from emscan.trace.origins import Dim, Dims, Factor
 
 
 @dataclass(frozen=True)

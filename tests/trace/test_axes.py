@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from emscan.measure.layout import layout_of
-from emscan.trace.axes import RULES, Axes, rule
+from emscan.trace.axes import Axes
+from emscan.trace.origins import RULES, rule
 from emscan.trace.record import record
 
 VIEWS = {
