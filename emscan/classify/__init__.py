@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from emscan.classify import gates, kernel, objective, pairs, ratios, selection, softmax, truncation
+from emscan.classify import gates, kernel, means, objective, pairs, ratios, selection, softmax, truncation
 from emscan.classify.coverage import account
-from emscan.classify.flow import computed, descendants, source
+from emscan.classify.flow import computed, cut_off, descendants, source
 from emscan.classify.regions import Regions
 from emscan.classify.rows import Row, assemble
 from emscan.classify.site import Site
 from emscan.report.document import Coverage
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import CREATES, PASS, RECURRENT, SOFTMAX, pointwise
+from emscan.trace.operators import CREATES, PASS, RANKING, RECURRENT, SOFTMAX, pointwise
 
 __all__ = ["Classification", "Row", "Site", "classify"]
 
@@ -59,6 +59,7 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     sites += _other_ratios(divisions, sites, regions)
     _claim_twins(sites, trace)
     sites += pairs.find(trace, regions, {call for site in sites for call in site.members})
+    sites += means.find(trace, {call for site in sites for call in site.members})
     claimed = {call for site in sites for call in site.members}
     ranked = truncation.ranked(trace, claimed)
     claimed |= {call for site in ranked for call in site.members}
@@ -120,7 +121,8 @@ def _renormalizes(ratio: ratios.Ratio, site: Site) -> bool:
         if value is None or value is site.emitted:
             break
         call = value.call
-        if call is None or not (pointwise(call.op) or call.op in PASS):
+        whole = call is not None and call.op in RANKING and call.out.shape == call.inputs[0].shape
+        if call is None or not (pointwise(call.op) or call.op in PASS or whole):
             return False
         value = next((v for v in call.inputs if computed(v) and v.floating), None)
     return value is site.emitted
@@ -216,27 +218,10 @@ def _follow_gradient(site: Site, trace: Trace) -> None:
                     if out.floating and out.id not in seen:
                         seen.add(out.id)
                         queue.append(out)
-    if stopped or not reached or _energies_detached(site.energies):
+    if stopped or not reached or cut_off(site.energies):
         site.differentiable = False
         site.flags.append("detached")
         site.notes.append("the posterior is detached: no gradient flows through it, so the identity does not hold here")
-
-
-def _energies_detached(value: Value) -> bool:
-    """Whether every way back from the energies to a parameter is cut."""
-    if value.leaf == "param":
-        return False
-    queue, seen = [value], {value.id}
-    for item in queue:
-        if item.leaf is not None and item.param:
-            return False
-        if item.call is None or item.call.op == "aten.detach" or item.call.no_grad:
-            continue
-        for parent in item.call.inputs:
-            if parent.param and parent.id not in seen:
-                seen.add(parent.id)
-                queue.append(parent)
-    return value.param
 
 
 def _note_logits(rows: list[Row], trace: Trace, goal: objective.Objective) -> None:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from emscan.classify import recurrent_evidence
+from emscan.classify.means import fit, jacobian
 from emscan.classify.regions import Region
+from emscan.classify.replay import replay
 from emscan.classify.site import Site
 from emscan.report.document import Evidence
-from emscan.trace.graph import Call, Trace, Value, substitute
+from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import EXTREMUM, RECURRENT
 
 _QUERIES, _HEADS = 64, 4  # of one attention call: its keys are all taken
@@ -87,6 +89,8 @@ def _compare(
 def _normalized(site: Site, trace: Trace) -> tuple[float, float, float] | None:
     if site.terms:
         return _separate(site)
+    if site.numerator is not None:
+        return _accumulated(site)
     energies, emitted = site.energies.tensor, site.emitted.tensor
     if energies is None or emitted is None:
         return None
@@ -121,6 +125,33 @@ def _separate(site: Site) -> tuple[float, float, float] | None:
             out = torch.logaddexp(out, leaf)
         gradients = torch.autograd.grad(out.sum(), leaves)
     return _compare(torch.stack(gradients, -1), stacked.double(), (-1,))
+
+
+def _accumulated(site: Site) -> tuple[float, float, float] | None:
+    """Weights as the model's own calls hand them to the values, over the model's denominator, for a few entries."""
+    numerator, denominator = site.numerator, site.denominator
+    if numerator is None or numerator.tensor is None:
+        return None
+    sums, differences = [0.0], [0.0]
+    emitted = jacobian(numerator, site.mixed, site.values, None)
+    exact = jacobian(numerator, site.mixed, site.values, torch.float64)
+    for own, weights in zip(emitted, exact, strict=True):
+        seen = weights > 0
+        if int(seen.sum()) < 2:
+            continue
+        r = own[seen].double() / own[seen].double().sum()
+        _, difference, _ = _compare(r, weights[seen].log(), (-1,))
+        differences.append(difference)
+    ones = {v.id: torch.ones_like(v.tensor) for v in site.values if v.tensor is not None}
+    whole = replay(site.mixed, ones, None)[numerator.id]
+    total: Tensor | None = torch.ones_like(whole)
+    if denominator is not None:
+        total = fit(denominator.tensor, whole.shape) if denominator.tensor is not None else None
+    if total is None:
+        return None
+    away = total.abs() > 0
+    sums.append(float((whole[away].double() / total[away].double() - 1).abs().max()))
+    return max(sums), max(differences), math.log(max(2, site.count or 2))
 
 
 def _sums_to_one(r: Tensor, axes: tuple[int, ...]) -> bool:
@@ -185,21 +216,11 @@ def run_again(
         return None
     first = value if value is not None else start.tensor
     assert first is not None
-    known: dict[int, Tensor] = {start.id: first.to(dtype) if dtype is not None else first}
-    for call in _between(trace, start, end):
-        if call.op in EXTREMUM:  # a stabilizing shift: a constant of the log-sum-exp, as the run had it
-            continue
-        args = substitute(call.args, lambda leaf: _operand(leaf, known, dtype))
-        kwargs = substitute(call.kwargs, lambda leaf: _operand(leaf, known, dtype))
-        if call.func is None:
-            return None
-        if call.in_place:
-            args = (args[0].clone(), *args[1:])
-        out = call.func(*args, **kwargs)
-        outputs = [out] if isinstance(out, Tensor) else list(out)
-        for made, tensor in zip(call.outputs, outputs, strict=True):
-            known[made.id] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    return known.get(end.id)
+    # a stabilizing shift is a constant of the log-sum-exp, as the run had it
+    calls = [call for call in _between(trace, start, end) if call.op not in EXTREMUM]
+    if any(call.func is None for call in calls):
+        return None
+    return replay(calls, {start.id: first}, dtype).get(end.id)
 
 
 def _between(trace: Trace, start: Value, end: Value) -> list[Call]:
@@ -217,19 +238,6 @@ def _between(trace: Trace, start: Value, end: Value) -> list[Call]:
             needed.append(call)
             before.update(v.id for v in call.inputs)
     return needed[::-1]
-
-
-def _operand(leaf: object, known: dict[int, Tensor], dtype: torch.dtype | None) -> object:
-    if isinstance(leaf, torch.dtype) and dtype is not None and leaf.is_floating_point:
-        return dtype
-    if not isinstance(leaf, Value):
-        return leaf
-    if leaf.id in known:
-        return known[leaf.id]
-    if leaf.tensor is None:
-        raise RuntimeError("an operand was not kept")
-    tensor = leaf.tensor.clone()  # values of an inference-mode run cannot be saved for a gradient
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 # ---- attention ----------------------------------------------------------------------------------
@@ -319,7 +327,7 @@ def _against(on: Tensor, odds: Tensor) -> tuple[None, float, float]:
     with torch.enable_grad():
         u = odds.detach().double().clone().requires_grad_(True)
         (expected,) = torch.autograd.grad(torch.logaddexp(u, torch.zeros_like(u)).sum(), u)
-    return None, float((on.double() - expected).abs().max()), float(odds.abs().clamp(max=30).max())
+    return None, float((on.double() - expected).abs().max()), float(odds.abs().clamp(max=1).max())
 
 
 # ---- what an objective adds -----------------------------------------------------------------------

@@ -85,3 +85,20 @@ def carries(call: Call) -> bool:
 def mixes(call: Call) -> bool:
     """Whether a call computes new energies: a contraction or a lookup."""
     return call.op in CONTRACTION or call.op in LOOKUP
+
+
+def cut_off(value: Value) -> bool:
+    """Whether every way back from energies to a parameter is cut: no gradient reaches one."""
+    if value.leaf == "param":
+        return False
+    queue, seen = [value], {value.id}
+    for item in queue:
+        if item.leaf is not None and item.param:
+            return False
+        if item.call is None or item.call.op == "aten.detach" or item.call.no_grad:
+            continue
+        for parent in item.call.inputs:
+            if parent.param and parent.id not in seen:
+                seen.add(parent.id)
+                queue.append(parent)
+    return value.param

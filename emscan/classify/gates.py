@@ -55,9 +55,10 @@ class Reading:
     mechanism: str
     form: GateForm
     region: Region
+    before: Reading | None = None  # a clip in front of a two-way gate, or a two-way gate in front of a clip
 
 
-_KNOWN: dict[tuple[object, ...], tuple[str, GateForm] | None] = {}
+_KNOWN: dict[tuple[object, ...], tuple[str, GateForm] | None] = {}  # of readings of a whole region
 
 
 def read(region: Region) -> Reading | None:
@@ -69,7 +70,7 @@ def read(region: Region) -> Reading | None:
         if len(_KNOWN) > 256:
             _KNOWN.clear()
         found = _read(region)
-        if found is not None and found.region is not region:
+        if found is not None and (found.region is not region or found.before is not None):
             return found
         _KNOWN[signature] = (found.mechanism, found.form) if found is not None else None
     known = _KNOWN[signature]
@@ -90,12 +91,33 @@ def _read(region: Region) -> Reading | None:
     if form is not None and (inner is None or region.scalar):
         return Reading("logistic", form, region)
     hard = None if form is not None else threshold.recognize(curve)
+    if hard is not None and inner is not None and (both := _in_turn(region)) is not None:
+        return both
     if hard is not None:
         return Reading("threshold", replace(hard, scalar=region.scalar), region)
-    if inner is not None and not curve.constant:
+    if inner is not None:
         return _built_in(inner, form.label if form is not None else logistic.name_of(curve))
     soft = smooth.recognize(curve)
     return Reading("smooth", soft, region) if soft is not None else None
+
+
+def _in_turn(region: Region) -> Reading | None:
+    """A clip and a two-way gate, one after the other: each is a row of its own. None where they cannot be told apart."""
+    for index, call in enumerate(region.calls[:-1]):
+        cut = call.out
+        left = Region(region.base, cut, region.calls[: index + 1])
+        right = Region(cut, region.end, region.calls[index + 1 :])
+        inside = {cut.id, *(c.out.id for c in right.calls)}
+        own = {region.base.id, *(c.out.id for c in left.calls)} - {cut.id}
+        if any(v.id in own for c in right.calls for v in c.inputs) or not inside:
+            continue
+        first, second = read(left), read(right)
+        if first is None or second is None or first.before or second.before:
+            continue
+        if {first.mechanism, second.mechanism} == {"threshold", "logistic"}:
+            second.before = first
+            return second
+    return None
 
 
 def _built_in(call: Call, label: str | None) -> Reading | None:
@@ -147,10 +169,13 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
         found = read(region)
         if found is None:
             continue
-        site = _site(region, found)
-        sites.append(site)
-        for call in makers:
-            done[call] = site
+        for reading in (found.before, found):
+            if reading is None:
+                continue
+            part = region if found.before is None else reading.region
+            site = _site(part, reading)
+            sites.append(site)
+            done.update((call, site) for call in part.calls if call.op not in PASS)
     return sites
 
 

@@ -137,7 +137,7 @@ def find(trace: Trace) -> list[Ratio]:
     """Return every division of weights, or of a sum under weights, by the weights' own sum over K >= 2 alternatives."""
     found = []
     for call in trace.calls:
-        for numerator, denominator, extra in _divisions(call):
+        for numerator, denominator, extra in divisions(call):
             sum_found = total(denominator)
             if sum_found is None or not sum_found.weights.param or not sum_found.weights.floating:
                 continue
@@ -164,7 +164,7 @@ def _nonnegative(value: Value) -> bool:
     return value.tensor is not None and value.tensor.numel() > 0 and float(value.tensor.min()) >= 0
 
 
-def _divisions(call: Call) -> list[tuple[Value, Value, set[Call]]]:
+def divisions(call: Call) -> list[tuple[Value, Value, set[Call]]]:
     """Return (numerator, denominator, calls in between) of a division, also when written as a product."""
     if call.op in DIVISIONS and len(call.inputs) == 2:
         return [(call.inputs[0], call.inputs[1], set())]
@@ -172,14 +172,27 @@ def _divisions(call: Call) -> list[tuple[Value, Value, set[Call]]]:
         return []
     found: list[tuple[Value, Value, set[Call]]] = []
     for numerator, factor in ((call.inputs[0], call.inputs[1]), (call.inputs[1], call.inputs[0])):
-        inverse = source(factor).call
-        if inverse is None:
-            continue
-        if inverse.op == "aten.reciprocal" or (inverse.op == "aten.pow" and inverse.arg("exponent") == -1):
-            found.append((numerator, inverse.inputs[0], {inverse}))
-        elif inverse.op in DIVISIONS and len(inverse.inputs) == 2 and not inverse.inputs[0].data:
-            found.append((numerator, inverse.inputs[1], {inverse}))
+        inverse = inverse_of(factor)
+        if inverse is not None:
+            found.append((numerator, *inverse))
     return found
+
+
+def inverse_of(value: Value) -> tuple[Value, set[Call]] | None:
+    """Return what a value is a constant over, and the calls in between; None if it is no inverse."""
+    call = source(value).call
+    if call is None:
+        return None
+    if call.op == "aten.reciprocal" or (call.op == "aten.pow" and call.arg("exponent") == -1):
+        return call.inputs[0], {call}
+    if call.op in PRODUCTS and len(call.inputs) == 1:
+        inner = inverse_of(call.inputs[0])
+        return (inner[0], inner[1] | {call}) if inner is not None else None
+    if call.op in DIVISIONS and isinstance(call.arg("other"), Value):
+        constant, divisor = call.args[0], call.args[1]
+        if not (isinstance(constant, Value) and constant.data):
+            return divisor, {call}
+    return None
 
 
 def _relation(numerator: Value, weights: Value) -> bool | None:

@@ -149,7 +149,7 @@ def _representative(value: Value) -> Tensor:
     """Return one number for a constant: its median; the side of a mask that lets values through."""
     if value.tensor is None or value.tensor.numel() == 0:
         return torch.tensor(1.0, dtype=torch.float64)
-    tensor = value.tensor
+    tensor = value.tensor.detach()
     if tensor.dtype == torch.bool:
         return tensor.flatten()[0].clone()
     return tensor.flatten().double().median()

@@ -11,7 +11,7 @@ from emscan.classify.site import Site
 from emscan.report.document import AlternativeKind, Mechanism
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, PASS, POOLING, RECURRENT, VIEW, pointwise
+from emscan.trace.operators import CONTRACTION, JOIN, LOOKUP, NORMALIZATION, PASS, POOLING, RECURRENT, VIEW, pointwise
 from emscan.trace.origins import Dim, is_persistent
 
 
@@ -44,10 +44,12 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
     for site in sorted(sites, key=lambda s: s.first if s.members else math.inf):
         _place(site, axes, trace)
         name, composition = _title(site, names)
-        same_call = (id(site.owner) if site.owner else name, site.mechanism, _same_kind(site))
-        ordinal = 0 if site.mechanism == "logistic" and site.owner is not None else ordinals.get(same_call, 0)
-        ordinals[same_call] = ordinal + 1
-        key: tuple[object, ...] = (site.owner_names or name, site.mechanism, _same_kind(site), ordinal)
+        key = _product_key(site, axes)
+        if key is None:
+            same_call = (id(site.owner) if site.owner else name, site.mechanism, _same_kind(site))
+            ordinal = 0 if site.mechanism == "logistic" and site.owner is not None else ordinals.get(same_call, 0)
+            ordinals[same_call] = ordinal + 1
+            key = (site.owner_names or name, site.mechanism, _same_kind(site), ordinal)
         before = _recursion(site, made)
         key = before if before is not None else key
         made[id(site)] = (site, key)
@@ -66,10 +68,36 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
     return sorted(found, key=lambda row: row.order)
 
 
+def _product_key(site: Site, axes: Axes) -> tuple[object, ...] | None:
+    """Return what names a competition between queries and keys: the parameters behind both and the rows of them.
+
+    A loop over blocks of positions, or over iterations, is the same layer called again; other rows (other heads) are not.
+    """
+    if site.kind != "keys" or (site.attention is None and site.numerator is not None):
+        return None
+    product = site.attention if site.attention is not None else _product(site.energies)
+    if product is None:
+        return None
+    operands = list(product.inputs[:2]) if site.attention is not None else [v for v in product.inputs if computed(v)]
+    sides = []
+    for operand in operands:
+        owner = owners.owner_of(operand)
+        if owner is None:
+            return None
+        factors = [factor for dim in axes.of(operand) for factor in dim]
+        rows = {(f.origin.name, f.origin.dim, f.start, f.step, f.size) for f in factors if f.origin.persistent}
+        steps = {f.step for f in factors if not f.origin.persistent}  # landmarks are no block of the positions
+        sides.append((owners.parameters(owner), tuple(sorted(rows)), tuple(sorted(steps))))
+    if site.attention is not None:
+        return site.mechanism, _same_kind(site), *sides
+    over = {(f.origin.kind, f.origin.name.partition("#")[0]) for axis in site.axes for f in axes.of(site.energies)[axis]}
+    return site.mechanism, _same_kind(site), site.axes, tuple(sorted(over)), *sides
+
+
 def _recursion(site: Site, made: dict[int, tuple[Site, tuple[object, ...]]]) -> tuple[object, ...] | None:
     """Return the row of an earlier step of a recursion: energies made from what the same competition handed out,
     with nothing but arithmetic in between (forward algorithms, soft dynamic programming)."""
-    if site.mechanism not in {"softmax", "selection"} or site.attention is not None or not site.members:
+    if site.mechanism not in {"softmax", "kernel", "selection"} or site.attention is not None or not site.members:
         return None
     kind = site.label, site.mechanism, site.count
     emitted = {
@@ -79,7 +107,14 @@ def _recursion(site: Site, made: dict[int, tuple[Site, tuple[object, ...]]]) -> 
     }
     if not emitted:
         return None
-    return next((emitted[v.id] for v in ancestors(site.energies, carries) if v.id in emitted), None)
+    return next((emitted[v.id] for v in ancestors(site.energies, _arithmetic) if v.id in emitted), None)
+
+
+def _arithmetic(call: Call) -> bool:
+    """Whether a call has no parameters of its own to compute new energies with."""
+    if call.op in CONTRACTION:
+        return not any(v.param and not v.data and v.floating for v in call.inputs)
+    return carries(call)
 
 
 def _calls(row: Row) -> int:
@@ -118,6 +153,7 @@ def _place(site: Site, axes: Axes, trace: Trace) -> None:
         return
     if (
         site.terms
+        or site.numerator is not None
         or site.mechanism in {"logistic", "threshold", "smooth-gate"}
         or site.kind in {"window", "experts", "classes"}
     ):
@@ -242,7 +278,7 @@ def _from_product(energies: Value) -> bool:
             if sum(computed(v) for v in call.inputs) >= 2 or not any(v.param and not v.data for v in call.inputs):
                 return True
             continue
-        if call.op in VIEW or call.op in PASS or pointwise(call.op) or call.op in {"aten.sum"}:
+        if call.op in VIEW or call.op in PASS or call.op in JOIN or pointwise(call.op) or call.op in {"aten.sum"}:
             for parent in call.inputs:
                 if computed(parent) and parent.id not in seen:
                     seen.add(parent.id)
@@ -277,19 +313,25 @@ def _attention_name(site: Site, names: owners.Names) -> str:
 
 
 def _operand_names(energies: Value, names: owners.Names) -> list[str]:
+    product = _product(energies)
+    made = [owners.owner_of(v) for v in product.inputs] if product is not None else []
+    return [names.of(owners.parameters(m)) for m in made if m is not None]
+
+
+def _product(energies: Value) -> Call | None:
+    """Return the nearest contraction of two computed values behind energies: queries with keys."""
     queue, seen = [energies], {energies.id}
     for item in queue:
         call = item.call
         if call is None:
             continue
         if call.op in CONTRACTION and sum(computed(v) for v in call.inputs) >= 2:
-            made = [owners.owner_of(v) for v in call.inputs]
-            return [names.of(owners.parameters(m)) for m in made if m is not None]
+            return call
         for parent in call.inputs:
             if computed(parent) and parent.id not in seen and len(seen) < 60:
                 seen.add(parent.id)
                 queue.append(parent)
-    return []
+    return None
 
 
 def _module(site: Site) -> str | None:

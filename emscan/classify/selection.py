@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from emscan.classify.flow import (
+    ADDS,
     CLAMPS,
     DIVISIONS,
     INDEXERS,
@@ -16,13 +17,15 @@ from emscan.classify.flow import (
     same,
     source,
 )
+from emscan.classify.gates import is_guard
 from emscan.classify.regions import Regions
 from emscan.classify.site import Site
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import BINARY_EXTREMUM, CONTRACTION, EXTREMUM, MAX_POOL, PASS, REDUCTION, VIEW, pointwise
+from emscan.trace.operators import BINARY_EXTREMUM, CONTRACTION, CREATES, EXTREMUM, JOIN, MAX_POOL, PASS, REDUCTION, VIEW, pointwise
 from emscan.trace.origins import is_binary_extremum, is_persistent, reduced_axes
 
+EXPONENTIALS = frozenset(f"aten.{name}" for name in "exp exp2 special_exp2 expm1".split())
 _COUNTING = frozenset(
     f"aten.{name}" for name in "one_hot eq nonzero nonzero_numpy argwhere bincount histc sort argsort".split()
 )
@@ -44,7 +47,7 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
             site = _pairwise(call, regions)
         elif call.op == "aten.where" and len(call.inputs) == 3:
             site = _chosen_by_comparison(call, regions)
-        elif call.op in EXTREMUM and not _only_scales(call):
+        elif call.op in EXTREMUM and not (_only_scales(call) or stabilizes(call)):
             site = _extremum(call, trace)
         if site is not None and site.count is not None and site.count >= 2:
             sites.append(site)
@@ -69,6 +72,8 @@ def _pairwise(call: Call, regions: Regions) -> Site | None:
     """The elementwise maximum of two computed values of different origin."""
     a, b = call.inputs[:2]
     if not (computed(a) and computed(b)) or regions.base(a) is regions.base(b):
+        return None
+    if stabilizes(call) or is_guard(call):
         return None
     return Site("hard", "selection", "Maximum", {call}, a, call.out, "mode", 2, "units", op=call.op)
 
@@ -107,13 +112,28 @@ def _extremum(call: Call, trace: Trace) -> Site | None:
     )  # fmt: skip
 
 
+def stabilizes(call: Call) -> bool:
+    """Whether an extremum is used inside exponents alone, and subtracted there: a running maximum of scores."""
+    subtracted = False
+    for user, operand in descendants(call.out, _inside_exponent):
+        if _inside_exponent(user):
+            subtracted = subtracted or (user.op in {"aten.sub", "aten.neg"} and user.inputs[-1] is operand)
+        elif user.op not in EXPONENTIALS and user.op not in CREATES:
+            return False
+    return subtracted
+
+
+def _inside_exponent(call: Call) -> bool:
+    return call.op in PASS or call.op in VIEW or call.op in ADDS or call.op in BINARY_EXTREMUM or call.op == "aten.neg"
+
+
 def _only_scales(call: Call) -> bool:
     """Whether an extremum only shifts or divides what it was taken from: stabilization or scaling, not a winner."""
     found = False
     scores = source(call.inputs[0])
 
     def passes(c: Call) -> bool:
-        return c.op in PASS or c.op in RESHAPES or c.op in CLAMPS or _spread(c, scores) or _by_constant(c)
+        return c.op in PASS or c.op in RESHAPES or c.op in CLAMPS or _spread(c, scores) or _by_constant(c) or _norms(c)
 
     for user, operand in descendants(call.out, passes):
         if passes(user):
@@ -134,6 +154,12 @@ def _spread(call: Call, scores: Value) -> bool:
     return call.op == "aten.sub" and len(makers) == 2 and all(
         m is not None and m.op in EXTREMUM and _related(m.inputs[0], scores) for m in makers
     )  # fmt: skip
+
+
+def _norms(call: Call) -> bool:
+    """Whether a call multiplies two extrema: the norms that scale a matrix to a contraction."""
+    makers = [source(v).call for v in call.inputs]
+    return call.op in PRODUCTS and len(makers) == 2 and all(m is not None and m.op in EXTREMUM for m in makers)
 
 
 def _by_constant(call: Call) -> bool:
@@ -159,12 +185,13 @@ def is_router(chosen: Value, axes: Axes, count: int | None) -> bool:
             if not table.data and (table.param or table.leaf == "buffer"):
                 if _acts_on_input(user.out):
                     return True
-            elif (table.data and table.param and _expert_axis(table, user, axes)) or (
+            elif (table.data and table.param and table.floating and _expert_axis(table, user, axes)) or (
                 table.data and operand is not chosen and _meets_parameters(user.out)
             ):
                 return True
-        elif user.op in CONTRACTION and not operand.floating:
-            continue
+        elif user.op in CONTRACTION and not operand.floating:  # a grouped product: where each expert's rows end
+            if any(v.param and not v.data for v in user.inputs) and any(v.data and v.floating for v in user.inputs):
+                return True
         elif (user.op in CONTRACTION or user.op in PRODUCTS) and operand.floating:
             others = [v for v in user.inputs if v is not operand]
             if any(v.data for v in others) and _selects_experts(user, others, axes, count):
@@ -178,9 +205,9 @@ def _selects(user: Call, operand: Value) -> bool:
 
 def _index_arithmetic(call: Call) -> bool:
     """Whether a call only rearranges indices, counts them, or turns them into masks and one-hot rows."""
-    if call.op in VIEW or call.op in PASS or call.op in _COUNTING or call.op in SCATTERS:
+    if call.op in VIEW or call.op in PASS or call.op in _COUNTING or call.op in SCATTERS or call.op in JOIN:
         return True
-    if call.op in REDUCTION and not call.inputs[0].floating:
+    if call.op in REDUCTION and not (call.inputs[0].floating and call.out.floating):
         return True
     if call.op in {"aten.add", "aten.sub"} and call.outputs:  # h - detach(y) + y is h in numbers
         return _one_hot(call.out) or any(_one_hot(u.out) for u in call.out.users if u.op in {"aten.add", "aten.sub"})

@@ -68,6 +68,9 @@ class Site:
     sink: bool = False  # a constant of the sum's own size: one more alternative, of fixed energy
     sink_weight: float = 0.0  # exp(-E) of that alternative, where it is a number
     terms: list[Value] = field(default_factory=list)  # alternatives that stand in separate values
+    numerator: Value | None = None  # of a mean whose numerator and denominator are accumulated apart,
+    values: list[Value] = field(default_factory=list)  # what it is a mean of,
+    mixed: list[Call] = field(default_factory=list)  # and the calls that mix these under the weights
     sign: float = 1.0  # r is proportional to exp(sign * energies)
     soft: Value | None = None  # the posterior before a truncation
     chosen: Value | None = None  # indices of the winners: routers, codes, classes

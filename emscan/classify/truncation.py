@@ -10,7 +10,7 @@ from emscan.classify.site import Site
 from emscan.classify.softmax import hidden_by_scores
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import EXTREMUM, RANKING, SOFTMAX, pointwise
+from emscan.trace.operators import EXTREMUM, NORMALIZATION, RANKING, SOFTMAX, pointwise
 
 _HINGES = frozenset(f"aten.{name}" for name in "relu clamp clamp_min clip maximum threshold hardtanh where mul".split())
 
@@ -141,11 +141,13 @@ def absorb(site: Site, others: list[Site], trace: Trace) -> list[Site]:
     above = list(ancestors(site.energies, _score_path))
     upstream: set[Call | None] = {v.call for v in above if v.call is not None}
     scores = {v.id for v in above}
-    if site.kind == "experts":  # probabilities of the same scores, read off at the chosen index
-        for other in others:
-            if other.mechanism in {"softmax", "kernel", "logistic"} and other.energies.id in scores:
-                upstream |= other.members
-                scores |= {out.id for call in other.members for out in call.outputs}
+    if site.kind == "experts":  # all that is made of its scores and choices alone belongs to the router
+        routing = _routing(above, trace)
+        upstream |= routing
+        scores |= {out.id for call in routing for out in call.outputs}
+        alone = [s for s in others if s is not site and s.attention is None and s.members and s.members <= routing]
+        site.members |= {call for s in alone for call in s.members}
+        others = [s for s in others if s not in alone or _adopted(site, s)]
     downstream = _kept(site, scores, trace)
     remaining = []
     for other in others:
@@ -158,6 +160,27 @@ def absorb(site: Site, others: list[Site], trace: Trace) -> list[Site]:
         if before and other.mechanism != "truncation" and other.energies.shape == site.energies.shape:
             site.soft, site.energies = other.emitted, other.energies
     return remaining
+
+
+def _adopted(site: Site, other: Site) -> bool:
+    """Take the posterior of a normalization of the router's own scores; always False: its row goes."""
+    if site.soft is None and other.mechanism in {"softmax", "kernel", "logistic"}:
+        if other.energies.shape == site.energies.shape and other.emitted.shape == site.energies.shape:
+            site.soft, site.energies = other.emitted, other.energies
+    return False
+
+
+def _routing(above: list[Value], trace: Trace) -> set[Call]:
+    """Return the calls that see nothing computed but a router's scores, what is made of them, and other such calls."""
+    made = {v.id for v in above if computed(v)}
+    found = {v.call for v in above if v.call is not None and _score_path(v.call) and computed(v)}
+    first = min((call.id for call in found), default=0)
+    for call in trace.calls[first:]:
+        inputs = [v for v in call.inputs if computed(v)]
+        if inputs and all(v.id in made for v in inputs) and not mixes(call) and call.op not in NORMALIZATION:
+            found.add(call)
+            made.update(out.id for out in call.outputs)
+    return found
 
 
 def _maps_scores(other: Site, upstream: set[Call | None], site: Site) -> bool:

@@ -33,7 +33,7 @@ class AlternativesMeter:
 
     def attach(self, site: Site, axes: Axes, taps: Taps) -> None:
         """Watch one call of the layer."""
-        if site.terms:
+        if site.terms or site.numerator is not None:
             return
         if site.chosen is not None and site.persistent:
             taps.on_value(site.chosen.key, (id(self), "chosen"), self._stats.update_assignments)
