@@ -44,7 +44,10 @@ def audit(
     batch_size: int | None = typer.Option(None, metavar="N", help="Samples at a time."),
     device: str = typer.Option("cpu", metavar="D", help="Where to run, e.g. cpu or cuda."),
     seed: int = typer.Option(0, metavar="N", help="Seed of synthetic probes and of randomness in the model."),
-    all_layers: bool = typer.Option(False, "--all", help="Show layers without competition, too."),
+    all_layers: bool = typer.Option(False, "--all", help="Show every row by itself, those without competition too."),
+    layer: list[str] = typer.Option(
+        [], metavar="PATTERN", help="Show only rows whose name matches this glob, each by itself; may be repeated."
+    ),
     fail_on: list[str] = typer.Option([], metavar="LEVEL|CODE", help="Exit 1 on such findings; may be repeated."),
     max_memory: str | None = typer.Option(None, metavar="SIZE", help="Most memory for activations, e.g. 4G."),
     rare: float = typer.Option(_LIMITS.rare, metavar="SHARE", help="A unit on for less than this is rare."),
@@ -75,7 +78,7 @@ def audit(
     except KeyboardInterrupt:
         print("emscan: interrupted", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    _write(report, output_format, output, all_layers)
+    _write(report, output_format, output, all_layers, layer)
     raise typer.Exit(status(report, wanted))
 
 
@@ -96,8 +99,7 @@ def _run(
 ) -> Report:  # fmt: skip
     """Load, open the probe, audit. Warnings of torch and of the model's code stay off the terminal."""
     from emscan.load import load
-    from emscan.pipeline import run
-    from emscan.probe import open_probe
+    from emscan.pipeline import probe_for, run
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -106,7 +108,7 @@ def _run(
             print(f"emscan: note: {printable(note)}", file=sys.stderr)
         opened = None
         if loaded.module is not None:
-            opened = open_probe(spec, loaded.module, batch_size=batch_size, seed=seed, device=device, trust=trust)
+            opened = probe_for(loaded.module, spec, batch_size=batch_size, seed=seed, device=device, trust=trust)
         with _Progress() as progress:
             return run(
                 loaded, opened, objective=objective, device=device, seed=seed, thresholds=limits, max_memory=memory,
@@ -150,18 +152,22 @@ class _Progress:
             self._bar.update(self._task, completed=done, rate=f"{rate_now:.3g} batches/s")
 
 
-def _write(report: Report, name: str, output: Path | None, all_layers: bool) -> None:
+def _write(report: Report, name: str, output: Path | None, all_layers: bool, layers: list[str]) -> None:
     from emscan.report.formats import FORMATS
+    from emscan.report.select import matching
 
+    if layers and name != "table":
+        matching(report, layers)  # a misspelled name is an error here, too
+        print(f"emscan: note: --layer concerns the table; {name} has every layer", file=sys.stderr)
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size((80 if terminal else 100, 24)).columns
     if output is not None:
-        write_file(output, FORMATS[name].render(report, width=100, all_layers=all_layers) + "\n")
+        write_file(output, FORMATS[name].render(report, width=100, all_layers=all_layers, layers=layers) + "\n")
     elif name == "table" and terminal and "utf" in sys.stdout.encoding.lower():
         from rich.console import Console
 
         from emscan.report.table import renderable
 
-        Console(highlight=False, width=width).print(renderable(report, width, all_layers=all_layers))
+        Console(highlight=False, width=width).print(renderable(report, width, all_layers=all_layers, layers=layers))
     else:
-        emit(FORMATS[name].render(report, width=width, all_layers=all_layers))
+        emit(FORMATS[name].render(report, width=width, all_layers=all_layers, layers=layers))

@@ -234,6 +234,7 @@ class ModelInfo:
     sha256: str | None = None
     parameters: int = 0
     trusted: bool = False
+    weights: bool = True  # False where there are none: only structure can be told, nothing is measured
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from emscan.report.document import Report
 from emscan.report.table import render_text
@@ -15,8 +16,8 @@ class Format(ABC):
     name: str
 
     @abstractmethod
-    def render(self, report: Report, *, width: int, all_layers: bool) -> str:
-        """Return the report as text; ``width`` in columns and ``all_layers`` concern tables only."""
+    def render(self, report: Report, *, width: int, all_layers: bool, layers: Sequence[str] = ()) -> str:
+        """Return the report as text; ``width`` in columns, ``all_layers`` and the globs ``layers`` concern tables only."""
 
 
 class TableFormat(Format):
@@ -24,9 +25,9 @@ class TableFormat(Format):
 
     name = "table"
 
-    def render(self, report: Report, *, width: int, all_layers: bool) -> str:
+    def render(self, report: Report, *, width: int, all_layers: bool, layers: Sequence[str] = ()) -> str:
         """Return the table."""
-        return render_text(report, width, all_layers=all_layers)
+        return render_text(report, width, all_layers=all_layers, layers=layers)
 
 
 class JsonFormat(Format):
@@ -34,8 +35,8 @@ class JsonFormat(Format):
 
     name = "json"
 
-    def render(self, report: Report, *, width: int, all_layers: bool) -> str:
-        """Return one JSON document, in ASCII so that any stdout can carry it; it is never cut, whatever the width."""
+    def render(self, report: Report, *, width: int, all_layers: bool, layers: Sequence[str] = ()) -> str:
+        """Return one JSON document, in ASCII so that any stdout can carry it; never cut, folded or filtered."""
         return json.dumps(report.to_dict(), indent=1, allow_nan=False)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from emscan.report.document import Layer, Report
+from emscan.report.document import Finding, Layer, Report
+from emscan.report.fold import Line
 
 
 def printable(text: str) -> str:
@@ -32,18 +33,35 @@ def count(layer: Layer) -> str:
     return str(layer.alternatives.count)
 
 
-def dead(layer: Layer) -> str:
-    """Return "dead/total" of the row's components."""
-    return f"{len(layer.components.dead)}/{layer.components.count}" if layer.components is not None else "-"
+def calls(line: Line) -> str:
+    """Return what follows the name: how many rows the line stands for, and how often they are called."""
+    times = [row.calls for row in line.members]
+    if not line.folded:
+        return f" (x{times[0]})" if times[0] > 1 else ""
+    each = f", x{times[0]} each" if len(set(times)) == 1 else f", x{sum(times)} in all"
+    return f" ({len(times)} rows{each if max(times) > 1 else ''})"
 
 
-def spread(layer: Layer) -> str:
-    """Return the normalized entropy of the responsibilities, or the mean on-rate of a gate's units."""
-    found = layer.responsibility
-    if found is not None and found.normalized_entropy is not None:
-        return f"H {found.normalized_entropy:.2f}"
-    rates = [r for r in (layer.components.on_rate if layer.components else None) or [] if r is not None]
-    return f"on {_percent(sum(rates) / len(rates))}" if rates else "-"
+def dead(line: Line) -> str:
+    """Return "dead/total" of the components of a line."""
+    parts = [row.components for row in line.members if row.components is not None]
+    return f"{sum(len(p.dead) for p in parts)}/{sum(p.count for p in parts)}" if parts else "-"
+
+
+def spread(line: Line) -> str:
+    """Return the normalized entropy of the responsibilities, or the mean on-rate of a gate's units; of many, the range."""
+    found = [row.responsibility for row in line.members if row.responsibility is not None]
+    entropies = [r.normalized_entropy for r in found if r.normalized_entropy is not None]
+    if entropies:
+        return f"H {_range(f'{min(entropies):.2f}', f'{max(entropies):.2f}')}"
+    lists = [row.components.on_rate for row in line.members if row.components is not None]
+    rates = [[r for r in some or [] if r is not None] for some in lists]
+    means = [sum(some) / len(some) for some in rates if some]
+    return f"on {_range(_percent(min(means)), _percent(max(means)))}" if means else "-"
+
+
+def _range(low: str, high: str) -> str:
+    return low if low == high else f"{low}..{high}"
 
 
 def _percent(share: float) -> str:
@@ -53,39 +71,48 @@ def _percent(share: float) -> str:
     return f"{share:.1%}" if 0 < share < 0.01 else f"{share:.0%}"
 
 
-def look_first(layer: Layer, report: Report) -> str:
-    """Return what deserves a look first in a row."""
-    mine = [f for f in report.findings if f.layer_index == layer.index]
-    parts = layer.components
-    if any(f.level == "error" for f in mine):
-        return next(f"{f.rule}: see below" for f in mine if f.level == "error")
-    if parts is not None and parts.dead:
-        return f"dead: {listed(parts.dead, 4)}"
-    if parts is not None and parts.provably_dead:
-        return f"provably dead: {listed(parts.provably_dead, 3)}"
-    warnings = [f for f in mine if f.level == "warning"]
-    if parts is not None and parts.starved and not any(f.rule == "EM201" for f in warnings):
-        return f"starved: {listed(parts.starved, 4)}"
-    if warnings:
-        return f"{warnings[0].rule}: see below"
-    if parts is not None and parts.frozen:
-        return f"frozen: {listed(parts.frozen, 3)}"
-    if parts is not None and parts.rare:
-        return f"rare: {listed(parts.rare, 4)}"
-    if parts is not None and parts.dormant:
-        return f"dormant: {listed(parts.dormant, 4)}"
-    return ""
+def look_first(line: Line, found: Sequence[Finding]) -> str:
+    """Return what deserves a look first in a line; ``found``: the findings about its rows, worst first."""
+    severe = [f for f in found if f.level == "error"]
+    warnings = [f for f in found if f.level == "warning"]
+    said = any(f.rule == "EM201" for f in warnings)  # collapsed: what is starved follows from it
+    return (
+        (f"{severe[0].rule}: see below" if severe else "")
+        or _indices(line, "dead", "dead", 4)
+        or _indices(line, "provably dead", "provably_dead", 3)
+        or ("" if said else _indices(line, "starved", "starved", 4))
+        or (f"{warnings[0].rule}: see below" if warnings else "")
+        or _indices(line, "frozen", "frozen", 3)
+        or _indices(line, "rare", "rare", 4)
+        or _indices(line, "dormant", "dormant", 4)
+    )
+
+
+def _indices(line: Line, word: str, name: str, most: int) -> str:
+    """Return the first few components of a list; of many rows, how many have any and which has the largest share."""
+    rows = [
+        (tag, row.components) for tag, row in zip(line.tags, line.members, strict=True) if row.components is not None
+    ]
+    hit = [(tag, getattr(parts, name), parts.count) for tag, parts in rows if getattr(parts, name)]
+    if not hit:
+        return ""
+    tag, worst, total = max(hit, key=lambda one: len(one[1]) / max(1, one[2]))
+    if not line.folded:
+        return f"{word}: {listed(worst, most)}"
+    if len(hit) == 1:
+        return f"{word} in {tag}: {listed(worst, most)}"
+    return f"{word} in {share_of(len(hit), len(line.members))}, worst {tag}: {len(worst)}/{total}"
+
+
+def share_of(some: int, every: int) -> str:
+    """Return how many of the rows of a line."""
+    return f"all {every}" if some == every else f"{some} of {every}"
 
 
 def listed(indices: Sequence[int], most: int) -> str:
     """Return the first few indices, and how many more there are."""
     more = len(indices) - most
     return ", ".join(map(str, indices[:most])) + (f" +{more}" if more > 0 else "")
-
-
-def shown(report: Report, all_layers: bool) -> list[Layer]:
-    """Return the rows of the table: those with a competition or gate, or all."""
-    return [layer for layer in report.layers if all_layers or layer.verdict != "none"]
 
 
 def hidden(report: Report) -> str | None:
@@ -96,6 +123,37 @@ def hidden(report: Report) -> str | None:
     kinds = ", ".join(f"{n} {name}" for name, n in sorted(left.items()))
     total = left.total()
     return f"{total} layer{'s' if total != 1 else ''} without competition not shown: {kinds} (--all shows them)"
+
+
+def folding(lines: Sequence[Line]) -> str | None:
+    """Return the sentence that says how many rows are folded, and how to see each."""
+    many = [line for line in lines if line.folded]
+    if not many:
+        return None
+    rows = sum(len(line.members) for line in many)
+    into = f"{len(many)} lines" if len(many) > 1 else "one line"
+    return f"{rows} rows that differ only by index share {into} (--all, --layer show each)"
+
+
+def left_out(report: Report, lines: Sequence[Line], *, all_layers: bool = False, chosen: bool = False) -> list[str]:
+    """Return the lines below a table: what it leaves out, and how to see it; ``chosen``: the user named the rows."""
+    if chosen:
+        return [f"{len(lines)} of {len(report.layers)} layers shown (--layer)"]
+    return [line for line in (folding(lines), None if all_layers else hidden(report)) if line]
+
+
+def structure_only(report: Report) -> bool:
+    """Whether the model had no weights, so that nothing but its structure can be told."""
+    return not report.model.weights
+
+
+def notice(report: Report) -> str | None:
+    """Return what every number of this report has to be read with."""
+    if structure_only(report):
+        return "structure only: no weights, so no statistics"
+    if report.probe.synthetic:
+        return "SYNTHETIC PROBE: inputs were drawn at random; counts and statistics are indicative."
+    return None
 
 
 def closing(report: Report) -> list[str]:
@@ -123,6 +181,8 @@ def _structure_line(report: Report, rows: int) -> str:
 
 def _dead_line(report: Report) -> str:
     s, probe = report.summary, report.probe
+    if structure_only(report):
+        return ""
     if not s.components:
         return f"Probe: {_probe_name(report)}."
     found = f"{s.dead} of {s.components} components are dead on {_probe_name(report)}"
