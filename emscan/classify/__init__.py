@@ -59,6 +59,7 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     sites += _other_ratios(divisions, sites, regions)
     _claim_twins(sites, trace)
     sites += pairs.find(trace, regions, {call for site in sites for call in site.members})
+    sites += means.plans(trace, {call for site in sites for call in site.members})
     sites += means.find(trace, {call for site in sites for call in site.members})
     claimed = {call for site in sites for call in site.members}
     ranked = truncation.ranked(trace, claimed)
@@ -69,7 +70,7 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     for site in (*ranked, *chosen):
         truncation.as_router(site, axes)
     claimed |= {call for site in chosen for call in site.members}
-    found = [*sites, *ranked, *sparse, *chosen, *gates.find(trace, regions, claimed), *_recurrent(trace)]
+    found = [*objective.in_model(trace), *sites, *ranked, *sparse, *chosen, *gates.find(trace, regions, claimed), *_recurrent(trace)]
     for site in found:
         if site.mechanism == "softmax":
             truncation.cut_by_scores(site)
@@ -129,7 +130,8 @@ def _renormalizes(ratio: ratios.Ratio, site: Site) -> bool:
 
 
 def _absorb(sites: list[Site], trace: Trace) -> list[Site]:
-    for site in [s for s in sites if s.mechanism == "truncation"]:
+    cut = [s for s in sites if s.mechanism == "truncation"]
+    for site in sorted(cut, key=lambda s: s.kind != "experts"):  # routers take in the rankings of their scores
         if site in sites:
             sites = truncation.absorb(site, sites, trace)
     for site in [s for s in sites if s.mechanism == "selection" and s.kind != "window"]:
@@ -198,7 +200,7 @@ def _recurrent(trace: Trace) -> list[Site]:
 
 
 def _live(site: Site, trace: Trace) -> bool:
-    return any(trace.is_live(call) for call in site.members)
+    return any(trace.is_live(call) or selection.read_by_python(call) for call in site.members)
 
 
 def _follow_gradient(site: Site, trace: Trace) -> None:
@@ -206,7 +208,8 @@ def _follow_gradient(site: Site, trace: Trace) -> None:
     if site.verdict != "em" or not site.members:
         return
     stopped = any(call.no_grad for call in site.members)
-    free = {v.id for v in trace.outputs} if trace.outputs else None
+    # a model that returns indices alone passes no gradient from there: its loss is taken elsewhere
+    free = {v.id for v in trace.outputs if v.floating} or None
     reached = free is None
     seen = {site.emitted.id}
     queue = [site.emitted]

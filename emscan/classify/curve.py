@@ -97,6 +97,11 @@ class Curve:
         return float(self.y.max() - self.y.min()) == 0.0
 
     @cached_property
+    def stepped(self) -> bool:
+        """Whether the output only jumps: its slope is 0 wherever it has one."""
+        return self.steepest == 0.0
+
+    @cached_property
     def flat(self) -> list[tuple[float, float]]:
         """Maximal intervals of the grid on which the slope is exactly 0; ends beyond the grid are infinite.
 

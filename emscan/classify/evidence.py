@@ -17,6 +17,7 @@ from emscan.classify.means import fit, jacobian
 from emscan.classify.regions import Region
 from emscan.classify.replay import replay
 from emscan.classify.site import Site
+from emscan.classify.softmax import SEGMENTS
 from emscan.report.document import Evidence
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import EXTREMUM, RECURRENT
@@ -161,6 +162,8 @@ def _sums_to_one(r: Tensor, axes: tuple[int, ...]) -> bool:
 def _hand_written(site: Site, trace: Trace) -> tuple[float, float, float] | None:
     """Weights over their sum: log-weights again in float64 from the energies; shares as the model's numbers give them."""
     assert site.weights is not None
+    if site.segments is not None:
+        return _by_segments(site, trace)
     weights = site.weights.tensor
     again = run_again(trace, site.energies, site.weights, torch.float64)
     if site.statistic == "log-partition" and again is not None and site.energies.tensor is not None:
@@ -168,10 +171,13 @@ def _hand_written(site: Site, trace: Trace) -> tuple[float, float, float] | None
         scores = again.clamp(min=0).log()
         fixed = torch.full_like(scores.sum(site.weights_axes), site.sink_weight)
         return _compare(handed_back, scores, site.weights_axes, fixed)
+    axes = site.weights_axes
+    if weights is not None and again is not None and site.denominator is None:  # scaled to even sums, whatever they are
+        sums = weights.double().sum(axes, keepdim=True)
+        return _compare(weights.double() / sums.median(), again.log(), axes)
     total = _total(site)
     if weights is None or again is None or total is None:
         return None
-    axes = site.weights_axes
     emitted = site.emitted.tensor
     if emitted is not None and emitted.shape == weights.shape and site.statistic in {"vector", "mean"}:
         r = emitted
@@ -181,6 +187,24 @@ def _hand_written(site: Site, trace: Trace) -> tuple[float, float, float] | None
     if site.guarded or site.sink:
         sink = (total - weights.double().sum(axes, keepdim=True)).clamp(min=0).sum(axes)
     return _compare(r, again.clamp(min=0).log(), axes, sink)
+
+
+def _by_segments(site: Site, trace: Trace) -> tuple[float, float, float] | None:
+    """Shares of edges that meet in a node: log of every node's sum, differentiated in float64."""
+    scatter, weights, emitted = site.segments, site.weights, site.emitted.tensor
+    if scatter is None or weights is None or emitted is None or site.energies.tensor is None:
+        return None
+    if site.statistic != "vector" or emitted.shape != site.energies.tensor.shape:
+        return None
+    with torch.enable_grad():
+        s = site.energies.tensor.double().clone().requires_grad_(True)
+        again = run_again(trace, site.energies, weights, torch.float64, s)
+        if again is None:
+            return None
+        sums = replay([scatter], {weights.id: again}, torch.float64)[scatter.out.id]
+        (expected,) = torch.autograd.grad(sums[sums > 0].log().sum(), s)
+    whole = replay([scatter], {weights.id: emitted}, None)[scatter.out.id].double()[sums > 0]
+    return float((whole - 1).abs().max()), float((emitted.double() - expected).abs().max()), 1.0
 
 
 def _total(site: Site) -> Tensor | None:
@@ -217,7 +241,7 @@ def run_again(
     first = value if value is not None else start.tensor
     assert first is not None
     # a stabilizing shift is a constant of the log-sum-exp, as the run had it
-    calls = [call for call in _between(trace, start, end) if call.op not in EXTREMUM]
+    calls = [call for call in _between(trace, start, end) if call.op not in EXTREMUM | SEGMENTS]
     if any(call.func is None for call in calls):
         return None
     return replay(calls, {start.id: first}, dtype).get(end.id)

@@ -14,6 +14,7 @@ from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import PASS, VIEW
 
 _HALF_RANGE = 1e4  # a bound of this size guards a dtype's range
+ROUNDINGS = frozenset(f"aten.{name}" for name in "round floor ceil trunc fix".split())
 # Consumers that a clamped value is guarded for.
 _GUARDED = frozenset(f"aten.{name}" for name in "sqrt rsqrt log log2 log10 log1p reciprocal pow float_power".split())
 _DIVISIONS = frozenset(f"aten.{name}" for name in "div divide true_divide".split())
@@ -44,7 +45,9 @@ def _needs_guard(value: Value, user: Call, depth: int) -> bool:
         return True
     if user.op in _DIVISIONS and user.args[0] is not value:
         return True
-    passes = user.op in PASS or user.op in VIEW or (user.op in _SCALES and sum(v.data for v in user.inputs) == 1)
+    alone = sum(v.data for v in user.inputs) == 1
+    passes = user.op in PASS or user.op in VIEW or user.op in CLAMPS or user.op in _DIVISIONS
+    passes = passes or (user.op in _SCALES and alone)
     return passes and depth > 0 and _guarded(user.out, depth - 1)
 
 
@@ -78,11 +81,17 @@ def read(region: Region) -> Reading | None:
 
 
 def _read(region: Region) -> Reading | None:
+    rounded = next((n for n, call in enumerate(region.calls) if call.op in ROUNDINGS), None)
+    if rounded:  # what was computed before the rounding is what competes
+        argument = region.calls[rounded].inputs[0]
+        found = read(Region(region.base, argument, _leading_to(argument, region))) if argument is not region.base else None
+        if found is not None:
+            return found
     operators = {call.op for call in region.calls}
-    skip = frozenset[str]()
+    skip = ROUNDINGS  # no side of a rounding is off
     guards = {call.op for call in region.calls if is_guard(call)}
     if guards and all(is_guard(call) for call in region.calls if call.op in guards):
-        skip = frozenset(guards)
+        skip |= frozenset(guards)
     curve = _curve(region, skip)
     if curve is None:
         return None
@@ -91,7 +100,7 @@ def _read(region: Region) -> Reading | None:
     if form is not None and (inner is None or region.scalar):
         return Reading("logistic", form, region)
     hard = None if form is not None else threshold.recognize(curve)
-    if hard is not None and inner is not None and (both := _in_turn(region)) is not None:
+    if hard is not None and inner is not None and not curve.stepped and (both := _in_turn(region)) is not None:
         return both
     if hard is not None:
         return Reading("threshold", replace(hard, scalar=region.scalar), region)
@@ -99,6 +108,16 @@ def _read(region: Region) -> Reading | None:
         return _built_in(inner, form.label if form is not None else logistic.name_of(curve))
     soft = smooth.recognize(curve)
     return Reading("smooth", soft, region) if soft is not None else None
+
+
+def _leading_to(value: Value, region: Region) -> list[Call]:
+    """Return the calls of a region that a value inside it is made by, in order."""
+    needed, own = {value.id}, []
+    for call in reversed(region.calls):
+        if call.out.id in needed:
+            own.append(call)
+            needed.update(v.id for v in call.inputs)
+    return own[::-1]
 
 
 def _in_turn(region: Region) -> Reading | None:

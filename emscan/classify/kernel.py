@@ -19,7 +19,8 @@ def from_ratio(ratio: Ratio, regions: Regions) -> Site | None:
     energies, inner = scores_of(ratio.weights, regions)
     return Site(
         "em", "kernel", "Normalized kernel", ratio.members | inner, energies, ratio.call.out,
-        "vector" if ratio.vector else "mean", ratio.count + ratio.sink, "units",
+        "vector" if ratio.vector else "mean",
+        None if ratio.segments is not None else ratio.count + ratio.sink, "units", segments=ratio.segments,
         axes=ratio.axes, op=next((c.op for c in inner), ratio.call.op), sink=ratio.sink, guarded=ratio.guarded,
         weights=ratio.weights, weights_axes=ratio.axes, denominator=ratio.denominator,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 from emscan.classify.flow import source
 from emscan.classify.site import GateForm, Site
 from emscan.errors import UsageError
-from emscan.trace.graph import Trace, Value
+from emscan.trace.graph import Call, Trace, Value
 
 OBJECTIVES = ("auto", "cross-entropy", "bce", "free-energy", "none")
 
@@ -23,6 +23,33 @@ class Objective:
     reason: str
     site: Site | None = None
     output: Value | None = None
+
+
+def in_model(trace: Trace) -> list[Site]:
+    """Return the sites of losses that the model computes itself: cross-entropy, binary cross-entropy on logits."""
+    sites = []
+    for call in trace.calls:
+        scores = call.inputs[0] if call.inputs else None
+        if scores is None or not scores.param or not scores.floating:
+            continue
+        if call.op == "aten.cross_entropy_loss":
+            axis = -1 if len(scores.shape) == 1 else 1 - len(scores.shape)
+            sites.append(_classes(scores, axis, {call}, call.out))
+        elif call.op == "aten.binary_cross_entropy_with_logits":
+            sites.append(_sides(scores, {call}, call.out))
+    return [site for site in sites if (site.count or 0) >= 2]
+
+
+def _classes(scores: Value, axis: int, members: set[Call], emitted: Value) -> Site:
+    return Site(
+        "em", "softmax", "Softmax + Cross-Entropy", members, scores, emitted, "log", scores.shape[axis], "classes",
+        axes=(axis,), persistent=True, op="cross-entropy",
+    )  # fmt: skip
+
+
+def _sides(scores: Value, members: set[Call], emitted: Value) -> Site:
+    form = GateForm("Sigmoid", torch.sigmoid, "log", lambda z: z)
+    return Site("em", "logistic", "Sigmoid + BCE", members, scores, emitted, "log", 2, "on-off", form=form, op="bce")
 
 
 def class_axis(shape: tuple[int, ...], targets: Tensor | None) -> int | None:
@@ -100,21 +127,14 @@ def _cross_entropy(scores: Value, axis: int, sites: list[Site], reason: str) -> 
         present.flags.append("double-normalization")
         present.notes.append("cross-entropy normalizes again what is already normalized")
         return Objective("cross-entropy", reason, None, scores)
-    count = scores.shape[axis]
-    site = Site(
-        "em", "softmax", "Softmax + Cross-Entropy", set(), scores, scores, "log", count, "classes", axes=(axis,),
-        persistent=True, op="cross-entropy",
-    )  # fmt: skip
-    return Objective("cross-entropy", reason, site, scores)
+    return Objective("cross-entropy", reason, _classes(scores, axis, set(), scores), scores)
 
 
 def _binary(scores: Value, sites: list[Site]) -> Objective:
     emitted = source(scores)
     if any(site.mechanism == "logistic" and source(site.emitted) is emitted for site in sites):
         return Objective("bce", "as asked", None, scores)
-    form = GateForm("Sigmoid", torch.sigmoid, "log", lambda z: z)
-    site = Site("em", "logistic", "Sigmoid + BCE", set(), scores, scores, "log", 2, "on-off", form=form, op="bce")
-    return Objective("bce", "as asked", site, scores)
+    return Objective("bce", "as asked", _sides(scores, set(), scores), scores)
 
 
 def _free_energy(scores: Value, sites: list[Site]) -> Objective:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from emscan.trace.graph import Call, Trace, Value
+from emscan.trace.graph import Call, Trace, Value, values_in
 from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, RECURRENT, pointwise
 
 _LABELS = {
@@ -27,7 +27,7 @@ def label(call: Call) -> str:
 def parameters(call: Call) -> tuple[str, ...]:
     """Return the names of the parameters that enter a call, directly or through arithmetic on parameters alone."""
     found: dict[str, None] = {}
-    for value in call.inputs:
+    for value in _weights(call):
         stack = [value]
         while stack:
             item = stack.pop()
@@ -36,6 +36,14 @@ def parameters(call: Call) -> tuple[str, ...]:
             elif item.call is not None and item.param and not item.data:
                 stack.extend(item.call.inputs)
     return tuple(found)
+
+
+def _weights(call: Call) -> list[Value]:
+    """Return the operands that can be a layer's own: a cell's input may be a learned start, made of parameters alone."""
+    if call.op not in RECURRENT:
+        return call.inputs
+    held = [call.arg(name) for name in ("params", "w_ih", "w_hh", "b_ih", "b_hh")]
+    return list(values_in([item for item in held if item is not None]))
 
 
 def owns(call: Call) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from emscan.classify.flow import ADDS, CLAMPS, DIVISIONS, PRODUCTS, RESHAPES, computed, same, source, variables
+from emscan.classify.flow import ADDS, CLAMPS, DIVISIONS, INDEXERS, PRODUCTS, RESHAPES, computed, same, source, variables
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import CONTRACTION, EXTREMUM, PASS
 from emscan.trace.origins import reduced_axes
 
+_SEGMENT_SUMS = frozenset({"aten.index_add", "aten.scatter_add", "aten.scatter_reduce"})
 _GUARD = 1e-4  # an added constant up to here guards the division
 _SHARE = 1e-3  # and one below this share of the sum decides nothing
 
@@ -30,10 +31,11 @@ class Ratio:
     denominator: Value
     guarded: bool = False
     sink: bool = False
+    segments: Call | None = None  # the scatter that adds up, where every weight's index says to which sum it belongs
 
     @property
     def count(self) -> int:
-        """Number of alternatives."""
+        """Number of alternatives; of all segments together where the sums run over segments."""
         return math.prod(self.weights.shape[axis] for axis in self.axes)
 
 
@@ -47,6 +49,7 @@ class Total:
     guarded: bool = False
     sink: bool = False
     constant: float = 0.0  # the weight of the sink, where it is a number
+    segments: Call | None = None
 
 
 def total(value: Value, *, mean: bool = False) -> Total | None:
@@ -81,6 +84,14 @@ def total(value: Value, *, mean: bool = False) -> Total | None:
         rank = len(weights.shape)
         axes = tuple(axis - rank for axis in reduced_axes(call, rank))
         return Total(weights, axes, members, guarded, sink, constant) if axes else None
+    if call.op in INDEXERS:
+        made = source(call.inputs[0]).call
+        if made is not None and made.op in _SEGMENT_SUMS and len(made.inputs) == 3 and not made.inputs[0].data:
+            weights, axis = made.inputs[2], made.arg("dim", 0)
+            if made.op == "aten.scatter_reduce" and made.arg("reduce") != "sum":
+                return None
+            axes = (axis % len(weights.shape) - len(weights.shape),) if weights.shape else ()
+            return Total(weights, axes, members | {made}, guarded, segments=made)
     if call.op in {"aten.linalg_vector_norm", "aten.norm"} and _order(call) == 1:
         weights = call.inputs[0]
         rank = len(weights.shape)
@@ -154,6 +165,7 @@ def find(trace: Trace) -> list[Ratio]:
                 denominator,
                 sum_found.guarded,
                 sum_found.sink,
+                sum_found.segments,
             )
             if ratio.count >= 2 and _nonnegative(ratio.weights):
                 found.append(ratio)

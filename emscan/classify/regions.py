@@ -189,7 +189,7 @@ class Regions:
         if any(v.data and not v.param and v.floating for v in call.inputs):
             return None  # the raw input takes part, entry by entry: new energies
         others = (v for v in call.inputs if v.data and v.param and not is_variable(v))  # integers decide nothing here
-        return base if base.floating and call.out.shape == base.shape and not any(others) else None
+        return base if base.floating and not base.dtype.is_complex and call.out.shape == base.shape and not any(others) else None
 
     def inside(self, call: Call, base: Value) -> bool:
         """Whether ``call`` continues the region of ``base``."""

@@ -11,7 +11,7 @@ from emscan.classify.site import Site
 from emscan.report.document import AlternativeKind, Mechanism
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import CONTRACTION, JOIN, LOOKUP, NORMALIZATION, PASS, POOLING, RECURRENT, VIEW, pointwise
+from emscan.trace.operators import CONTRACTION, JOIN, LOOKUP, NORMALIZATION, PASS, POOLING, RECURRENT, REDUCTION, VIEW, pointwise
 from emscan.trace.origins import Dim, is_persistent
 
 
@@ -73,25 +73,36 @@ def _product_key(site: Site, axes: Axes) -> tuple[object, ...] | None:
 
     A loop over blocks of positions, or over iterations, is the same layer called again; other rows (other heads) are not.
     """
-    if site.kind != "keys" or (site.attention is None and site.numerator is not None):
+    if site.mechanism not in {"softmax", "kernel", "truncation"} or site.numerator is not None or site.form is not None:
         return None
     product = site.attention if site.attention is not None else _product(site.energies)
     if product is None:
         return None
-    operands = list(product.inputs[:2]) if site.attention is not None else [v for v in product.inputs if computed(v)]
+    operands = list(product.inputs[:2]) if site.attention is not None else [v for v in product.inputs if v.floating]
     sides = []
     for operand in operands:
-        owner = owners.owner_of(operand)
-        if owner is None:
+        names = _projection(operand)
+        if names is None:
             return None
         factors = [factor for dim in axes.of(operand) for factor in dim]
         rows = {(f.origin.name, f.origin.dim, f.start, f.step, f.size) for f in factors if f.origin.persistent}
         steps = {f.step for f in factors if not f.origin.persistent}  # landmarks are no block of the positions
-        sides.append((owners.parameters(owner), tuple(sorted(rows)), tuple(sorted(steps))))
+        sides.append((names, tuple(sorted(rows)), tuple(sorted(steps))))
     if site.attention is not None:
         return site.mechanism, _same_kind(site), *sides
     over = {(f.origin.kind, f.origin.name.partition("#")[0]) for axis in site.axes for f in axes.of(site.energies)[axis]}
     return site.mechanism, _same_kind(site), site.axes, tuple(sorted(over)), *sides
+
+
+def _projection(operand: Value) -> tuple[str, ...] | None:
+    """Return the parameters of the layer behind queries or keys; of the last one where they start as parameters."""
+    if computed(operand):
+        owner = owners.owner_of(operand)
+        return owners.parameters(owner) if owner is not None else None
+    for value in ancestors(operand, lambda c: c.op not in CONTRACTION):
+        if value.call is not None and value.call.op in CONTRACTION:
+            return tuple(v.name for v in value.call.inputs if v.leaf == "param")
+    return None
 
 
 def _recursion(site: Site, made: dict[int, tuple[Site, tuple[object, ...]]]) -> tuple[object, ...] | None:
@@ -114,7 +125,7 @@ def _arithmetic(call: Call) -> bool:
     """Whether a call has no parameters of its own to compute new energies with."""
     if call.op in CONTRACTION:
         return not any(v.param and not v.data and v.floating for v in call.inputs)
-    return carries(call)
+    return carries(call) or call.op in REDUCTION
 
 
 def _calls(row: Row) -> int:
@@ -318,6 +329,13 @@ def _operand_names(energies: Value, names: owners.Names) -> list[str]:
     return [names.of(owners.parameters(m)) for m in made if m is not None]
 
 
+def _projected(value: Value) -> bool:
+    """Whether a value is parameters that a layer has mapped: learned queries."""
+    return value.param and not value.data and value.call is not None and value.call.op not in PASS | VIEW and any(
+        v.call is not None and v.call.op in CONTRACTION for v in ancestors(value, lambda c: c.op not in CONTRACTION)
+    )  # fmt: skip
+
+
 def _product(energies: Value) -> Call | None:
     """Return the nearest contraction of two computed values behind energies: queries with keys."""
     queue, seen = [energies], {energies.id}
@@ -325,8 +343,10 @@ def _product(energies: Value) -> Call | None:
         call = item.call
         if call is None:
             continue
-        if call.op in CONTRACTION and sum(computed(v) for v in call.inputs) >= 2:
+        if call.op in CONTRACTION and sum(computed(v) or _projected(v) for v in call.inputs) >= 2:
             return call
+        if owners.owns(call):
+            continue
         for parent in call.inputs:
             if computed(parent) and parent.id not in seen and len(seen) < 60:
                 seen.add(parent.id)

@@ -18,14 +18,16 @@ from emscan.classify.flow import (
     source,
 )
 from emscan.classify.gates import is_guard
+from emscan.classify.owners import owner_of, parameters
 from emscan.classify.regions import Regions
 from emscan.classify.site import Site
+from emscan.classify.softmax import EXPONENTIALS, SEGMENTS
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import BINARY_EXTREMUM, CONTRACTION, CREATES, EXTREMUM, JOIN, MAX_POOL, PASS, REDUCTION, VIEW, pointwise
 from emscan.trace.origins import is_binary_extremum, is_persistent, reduced_axes
 
-EXPONENTIALS = frozenset(f"aten.{name}" for name in "exp exp2 special_exp2 expm1".split())
+_NUMBERS = frozenset({"aten._local_scalar_dense", "aten.item"})
 _COUNTING = frozenset(
     f"aten.{name}" for name in "one_hot eq nonzero nonzero_numpy argwhere bincount histc sort argsort".split()
 )
@@ -35,9 +37,11 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
     """Return the selection sites (routers among them: ``is_router`` tells)."""
     sites = []
     for call in trace.calls:
-        if call in claimed or not trace.is_live(call) or not call.inputs:
+        if call in claimed or not call.inputs or not (trace.is_live(call) or read_by_python(call)):
             continue
         scores = call.inputs[1] if call.op == "aten.where" and len(call.inputs) == 3 else call.inputs[0]
+        if call.op in SEGMENTS:
+            scores = call.inputs[-1]
         if not (computed(scores) and scores.floating):
             continue
         site: Site | None = None
@@ -49,9 +53,20 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
             site = _chosen_by_comparison(call, regions)
         elif call.op in EXTREMUM and not (_only_scales(call) or stabilizes(call)):
             site = _extremum(call, trace)
-        if site is not None and site.count is not None and site.count >= 2:
+        elif call.op in SEGMENTS and str(call.arg("reduce")) in {"amax", "amin"} and not stabilizes(call):
+            site = Site("hard", "selection", "Max", {call}, scores, call.out, "mode", None, "positions", op=call.op)
+        if site is not None and (site.count is None or site.count >= 2):
+            sites = [s for s in sites if not s.members < site.members]
             sites.append(site)
     return sites
+
+
+def read_by_python(call: Call) -> bool:
+    """Whether a chosen index becomes a Python number, which may choose a branch."""
+    if call.op not in EXTREMUM:
+        return False
+    chosen = [out for out in call.outputs if not out.floating]
+    return any(user.op in _NUMBERS for out in chosen for user, _ in descendants(out, lambda c: c.op in VIEW or c.op in PASS))
 
 
 def _pool(call: Call) -> Site:
@@ -75,7 +90,16 @@ def _pairwise(call: Call, regions: Regions) -> Site | None:
         return None
     if stabilizes(call) or is_guard(call):
         return None
-    return Site("hard", "selection", "Maximum", {call}, a, call.out, "mode", 2, "units", op=call.op)
+    members, terms = {call}, 0
+    stack = [a, b]
+    while stack:  # a chain of maxima is one competition
+        made = source(stack.pop()).call
+        if made is not None and made.op == call.op and len(made.inputs) == 2 and all(map(computed, made.inputs)):
+            members.add(made)
+            stack.extend(made.inputs)
+        else:
+            terms += 1
+    return Site("hard", "selection", "Maximum", members, a, call.out, "mode", terms, "units", op=call.op)
 
 
 def _chosen_by_comparison(call: Call, regions: Regions) -> Site | None:
@@ -98,7 +122,7 @@ def _extremum(call: Call, trace: Trace) -> Site | None:
     if not axes or call.op in {"aten.cummax", "aten.cummin"}:
         axes = (call.arg("dim", -1) % rank - rank,) if rank else ()
     count = math.prod(scores.shape[axis] for axis in axes)
-    live = [out for out in call.outputs if out.id in trace.live]
+    live = [out for out in call.outputs if out.id in trace.live] or [v for v in call.outputs if not v.floating]
     chosen = next((out for out in call.outputs if not out.floating), None)
     name = call.op.removeprefix("aten.")
     label = {"argmin": "Argmin", "argmax": "Argmax", "median": "Median", "kthvalue": "K-th value"}.get(
@@ -108,8 +132,16 @@ def _extremum(call: Call, trace: Trace) -> Site | None:
         return None
     return Site(
         "hard", "selection", label, {call}, scores, live[0], "mode", count, "units", axes=axes, op=call.op,
-        chosen=chosen,
+        chosen=chosen, winner=_winner(call) if chosen is None else None,
     )  # fmt: skip
+
+
+def _winner(call: Call) -> Value | None:
+    """Return the mask of the entries that equal an extremum of theirs."""
+    for user, _ in descendants(call.out, lambda c: c.op in PASS or c.op in RESHAPES):
+        if user.op in {"aten.eq", "aten.ge", "aten.le"} and any(same(source(v), source(call.inputs[0])) for v in user.inputs):
+            return user.out
+    return None
 
 
 def stabilizes(call: Call) -> bool:
@@ -124,7 +156,8 @@ def stabilizes(call: Call) -> bool:
 
 
 def _inside_exponent(call: Call) -> bool:
-    return call.op in PASS or call.op in VIEW or call.op in ADDS or call.op in BINARY_EXTREMUM or call.op == "aten.neg"
+    arithmetic = call.op in ADDS or call.op in BINARY_EXTREMUM or call.op == "aten.neg"
+    return arithmetic or call.op in PASS or call.op in VIEW or call.op in INDEXERS or call.op in JOIN
 
 
 def _only_scales(call: Call) -> bool:
@@ -172,14 +205,20 @@ def _related(value: Value, scores: Value) -> bool:
     return same(source(value), scores)
 
 
-def is_router(chosen: Value, axes: Axes, count: int | None) -> bool:
+def is_router(chosen: Value, axes: Axes, count: int | None, scores: Value | None = None) -> bool:
     """Whether chosen indices select an expert's parameters or an expert's output.
 
     Parameters that are looked up are an expert's if they then act on the input (a contraction), a code's if they go
     forward themselves. Rows of the input that are sorted out by the chosen index and then meet parameters are an
-    expert's input.
+    expert's input. ``scores``: what a mask of the winner may be multiplied with on the way.
     """
-    for user, operand in descendants(chosen, _index_arithmetic):
+
+    def passes(call: Call) -> bool:
+        kept = call.op in PRODUCTS and scores is not None and any(same(source(v), source(scores)) for v in call.inputs)
+        return kept or _index_arithmetic(call)
+
+    columns: dict[int, set[tuple[str, ...]]] = {}  # a column of a choice -> the layers whose outputs it multiplies
+    for user, operand in descendants(chosen, passes):
         if user.op in INDEXERS and _selects(user, operand):
             table = user.inputs[1] if user.op == "aten.embedding" and operand is user.inputs[0] else user.inputs[0]
             if not table.data and (table.param or table.leaf == "buffer"):
@@ -196,7 +235,20 @@ def is_router(chosen: Value, axes: Axes, count: int | None) -> bool:
             others = [v for v in user.inputs if v is not operand]
             if any(v.data for v in others) and _selects_experts(user, others, axes, count):
                 return True
-    return False
+            for column in (_column(operand), *map(_column, others)):
+                makers = [owner_of(v) for v in others if computed(v)]
+                if column is not None:
+                    columns.setdefault(column, set()).update(parameters(m) for m in makers if m is not None)
+    apart = {names for owners in columns.values() for names in owners}
+    return len(columns) >= 2 and len(apart) >= 2 and all(len(owners) == 1 for owners in columns.values())
+
+
+def _column(value: Value) -> int | None:
+    """Return the value that holds one column of a choice, where ``value`` is a view of one."""
+    while value.call is not None and (value.call.op in RESHAPES or value.call.op in PASS):
+        value = value.call.inputs[0]
+    taken = value.call is not None and value.call.op in {"aten.select", "aten.slice", "aten.unbind", "aten.split", "aten.chunk"}
+    return value.id if taken else None
 
 
 def _selects(user: Call, operand: Value) -> bool:

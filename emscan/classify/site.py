@@ -64,6 +64,7 @@ class Site:
     weights: Value | None = None  # what is divided by its own sum, where that was written by hand
     weights_axes: tuple[int, ...] = ()
     denominator: Value | None = None
+    segments: Call | None = None  # the scatter that adds weights up by index, where alternatives are grouped so
     guarded: bool = False  # a small constant or a clamp keeps the division safe
     sink: bool = False  # a constant of the sum's own size: one more alternative, of fixed energy
     sink_weight: float = 0.0  # exp(-E) of that alternative, where it is a number
@@ -73,6 +74,7 @@ class Site:
     mixed: list[Call] = field(default_factory=list)  # and the calls that mix these under the weights
     sign: float = 1.0  # r is proportional to exp(sign * energies)
     soft: Value | None = None  # the posterior before a truncation
+    winner: Value | None = None  # the mask of the entries that equal their maximum, where that is how one is chosen
     chosen: Value | None = None  # indices of the winners: routers, codes, classes
     owner: Call | None = None
     owner_names: tuple[str, ...] = ()

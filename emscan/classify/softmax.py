@@ -7,6 +7,7 @@ import math
 from emscan.classify.flow import (
     CLAMPS,
     DIVISIONS,
+    INDEXERS,
     MASKS,
     PRODUCTS,
     RESHAPES,
@@ -15,16 +16,18 @@ from emscan.classify.flow import (
     carries,
     computed,
     descendants,
+    mixes,
     same,
     source,
 )
 from emscan.classify.ratios import Ratio, total
 from emscan.classify.site import Site
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import EXTREMUM, LOG_PARTITION, PASS, SDPA, SOFTMAX
+from emscan.trace.operators import CREATES, EXTREMUM, LOG_PARTITION, PASS, SDPA, SOFTMAX
 from emscan.trace.origins import reduced_axes
 
 EXPONENTIALS = frozenset(f"aten.{name}" for name in "exp exp2 special_exp2".split())
+SEGMENTS = frozenset({"aten.scatter_reduce", "aten.index_reduce"})
 _LOGS = frozenset(f"aten.{name}" for name in "log log2 log10 log1p".split())
 
 
@@ -74,6 +77,12 @@ def unshift(scores: Value, *, partition: bool = True) -> tuple[Value, set[Call]]
             return scores, members
         z, shift = made.inputs
         shifter = source(shift).call
+        while shifter is not None and shifter.op in INDEXERS:  # the maximum of each segment
+            shifter = source(shifter.inputs[0]).call
+        if shifter is not None and shifter.op in SEGMENTS and same(source(shifter.inputs[-1]), source(z)):
+            members |= {made, shifter}
+            scores = z
+            continue
         if shifter is None or not (shifter.op in EXTREMUM or (partition and shifter.op in LOG_PARTITION)):
             return scores, members
         if not same(source(shifter.inputs[0]), source(z)):
@@ -195,8 +204,9 @@ def from_ratio(ratio: Ratio) -> Site | None:
     members = ratio.members | scores[1] | extra
     return Site(
         "em", "softmax", "Softmax", members, energies, ratio.call.out, "vector" if ratio.vector else "mean",
-        ratio.count + ratio.sink, "units", axes=ratio.axes, op="aten.exp", sink=ratio.sink, guarded=ratio.guarded,
-        weights=ratio.weights, weights_axes=ratio.axes, denominator=ratio.denominator,
+        None if ratio.segments is not None else ratio.count + ratio.sink, "units", axes=ratio.axes, op="aten.exp",
+        sink=ratio.sink, guarded=ratio.guarded, weights=ratio.weights, weights_axes=ratio.axes,
+        denominator=ratio.denominator, segments=ratio.segments,
     )  # fmt: skip
 
 
@@ -244,19 +254,27 @@ def chain(sites: list[Site]) -> list[Site]:
 
 
 def _same_competition(a: Site, b: Site) -> bool:
-    if a.attention is not None or b.attention is not None:
+    if a.attention is not None or b.attention is not None :
         return False
     return a.axes == b.axes and same(a.energies, b.energies)
 
 
 def hidden_by_scores(site: Site) -> bool:
-    """Whether the model's own scores decide which alternatives exist (keep-k masks): exact zeros by selection."""
-    for value in ancestors(site.energies, carries):
+    """Whether the model's own scores decide which alternatives exist (keep-k masks): exact zeros by selection.
+
+    A mask that other scores have decided (an indexer, hashes) only changes which alternatives there are.
+    """
+    cone = list(ancestors(site.energies, carries))
+    roots = {v.id for v in cone if v.floating and computed(v) and (v.call is None or not carries(v.call))}
+    for value in cone:
         call = value.call
-        if call is None:
-            continue
-        if call.op in MASKS | SCATTERS:
+        if call is not None and call.op in MASKS | SCATTERS:
             deciders = [v for v in call.inputs if computed(v) and not v.floating]
-            if deciders:
+            if any(v.id in roots for d in deciders for v in ancestors(d, _decides)):
                 return True
     return False
+
+
+def _decides(call: Call) -> bool:
+    """Whether a call is on the way from scores to a mask made of them: no layer, and nothing that only copies a shape."""
+    return not (mixes(call) or call.op in CREATES)

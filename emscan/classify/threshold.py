@@ -29,7 +29,7 @@ NAMES: dict[str, Function] = {
 
 def recognize(curve: Curve) -> GateForm | None:
     """Return the form of a gate with a corner, a step, or an exactly straight side; None for anything else."""
-    if not curve.kinked or curve.constant or not (curve.corners or curve.straight):
+    if not curve.kinked or curve.constant or not (curve.corners or curve.straight or curve.flat):
         return None
     flat = _flat_intervals(curve)
     switch = bool(flat) and all(low == -math.inf and high == math.inf for low, high in flat)

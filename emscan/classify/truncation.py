@@ -12,7 +12,7 @@ from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import EXTREMUM, NORMALIZATION, RANKING, SOFTMAX, pointwise
 
-_HINGES = frozenset(f"aten.{name}" for name in "relu clamp clamp_min clip maximum threshold hardtanh where mul".split())
+_HINGES = frozenset(f"aten.{name}" for name in "relu clamp clamp_min clip maximum max threshold hardtanh where mul".split())
 
 
 def ranked(trace: Trace, claimed: set[Call]) -> list[Site]:
@@ -54,7 +54,8 @@ def _keeps_of(call: Call, axis: int) -> int | None:
 
 def as_router(site: Site, axes: Axes) -> bool:
     """Turn a selection into a one-of-K router if its index selects an expert; say whether it did."""
-    if site.chosen is None or not selection.is_router(site.chosen, axes, site.count):
+    choice = site.chosen if site.chosen is not None else site.winner
+    if choice is None or not selection.is_router(choice, axes, site.count, site.energies):
         return False
     site.mechanism, site.statistic, site.kind = "truncation", "top-k", "experts"
     if not site.label.startswith("Top-"):
@@ -101,8 +102,8 @@ def _simplex_axis(value: Value) -> int | None:
     tensor = value.tensor
     if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0 or float(tensor.min()) < 0:
         return None
-    if not bool((tensor == 0).any()):
-        return None
+    if not bool((tensor == 0).any()) or bool(((tensor == 0) | (tensor == 1)).all()):
+        return None  # zeros and ones alone are a choice that was made elsewhere
     for axis in range(-1, -tensor.dim() - 1, -1):
         if tensor.shape[axis] >= 2 and bool(((tensor.float().sum(axis) - 1).abs() < 1e-3).all()):
             return axis

@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from emscan.classify.evidence import gather
-from tests.classify import basic_cases, more_cases
+from tests.classify import basic_cases, hard_cases, more_cases
 from tests.classify.conftest import look_at, rows_of, seeded
 
-CASES = {**basic_cases.CASES, **more_cases.CASES}
+TABLES = (basic_cases.CASES, more_cases.CASES, hard_cases.CASES)
+CASES = {name: entry for table in TABLES for name, entry in table.items()}
 
 
-def test_the_two_tables_do_not_overlap() -> None:
-    assert len(CASES) == len(basic_cases.CASES) + len(more_cases.CASES) > 180
+def same_rows(got: list[tuple], expected: list[tuple]) -> bool:
+    """Whether both hold the same rows; an expected count of None stands for any count."""
+    left = Counter(got)
+    for want in sorted(expected, key=lambda row: row[2] is None):
+        hit = next((row for row in left if row[:2] == want[:2] and want[2] in (None, row[2])), None)
+        if hit is None:
+            return False
+        left[hit] -= 1
+        left += Counter()
+    return not left
+
+
+def test_the_tables_do_not_overlap() -> None:
+    assert len(CASES) == sum(map(len, TABLES)) > 300
+
+
+def test_every_open_reading_belongs_to_a_case() -> None:
+    assert set(hard_cases.OPEN) <= set(hard_cases.CASES)
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "same"),
+    [
+        ([("em", "softmax", 6)], [("em", "softmax", None)], True),
+        ([("em", "softmax", 6), ("em", "softmax", 4)], [("em", "softmax", None), ("em", "softmax", 6)], True),
+        ([("em", "softmax", 6), ("em", "softmax", 6)], [("em", "softmax", 6)], False),
+        ([("em", "softmax", 6)], [("em", "softmax", 6), ("em", "logistic", 2)], False),
+        ([("em", "softmax", 6)], [("em", "softmax", 7)], False),
+    ],
+)
+def test_rows_are_compared_as_bags(got: list[tuple], expected: list[tuple], same: bool) -> None:
+    assert same_rows(got, expected) is same
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_rows(name: str) -> None:
     builder, expected, objective = CASES[name]
     found = look_at(*seeded(builder), objective=objective or "auto")
-    assert rows_of(found) == sorted(expected)
+    got = rows_of(found)
+    assert any(same_rows(got, rows) for rows in [expected, *hard_cases.OPEN.get(name, [])]), (got, expected)
     assert not found.coverage.unclassified
 
 
@@ -37,10 +71,13 @@ def test_evidence_holds(name: str) -> None:
     found = look_at(*seeded(builder), objective=objective or "auto")
     sites = [row.site for row in found.rows if row.site and row.site.verdict == "em"]
     assert sites
+    flows = []
     for site in sites:
         evidence = gather(site, found.trace, 16.0)
         assert evidence.gradient_error is not None
         assert evidence.tolerance is not None
-        assert evidence.gradient_error <= evidence.tolerance < 1e-2
+        assert evidence.gradient_error <= evidence.tolerance
+        assert evidence.tolerance < 1e-2 or evidence.dtype in ("bfloat16", "float16")
         assert evidence.sum_error is None or evidence.sum_error <= evidence.tolerance
-        assert evidence.differentiable
+        flows.append(evidence.differentiable)
+    assert all(flows) is (name not in hard_cases.DETACHED)
