@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from emscan.classify import gates, kernel, means, objective, pairs, ratios, selection, softmax, truncation
+from emscan.classify import gates, kernel, means, objective, pairs, ratios, routers, selection, softmax, truncation
 from emscan.classify.coverage import account
 from emscan.classify.flow import computed, cut_off, descendants, source
 from emscan.classify.regions import Regions
@@ -68,7 +68,7 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     claimed |= {call for site in sparse for call in site.members}
     chosen = selection.find(trace, regions, claimed)
     for site in (*ranked, *chosen):
-        truncation.as_router(site, axes)
+        routers.as_router(site, axes)
     claimed |= {call for site in chosen for call in site.members}
     found = [*objective.in_model(trace), *sites, *ranked, *sparse, *chosen, *gates.find(trace, regions, claimed), *_recurrent(trace)]
     for site in found:
@@ -131,7 +131,7 @@ def _renormalizes(ratio: ratios.Ratio, site: Site) -> bool:
 
 def _absorb(sites: list[Site], trace: Trace) -> list[Site]:
     cut = [s for s in sites if s.mechanism == "truncation"]
-    for site in sorted(cut, key=lambda s: s.kind != "experts"):  # routers take in the rankings of their scores
+    for site in sorted(cut, key=lambda s: (s.kind != "experts", -(s.count or 0))):  # routers take in the rankings of their scores
         if site in sites:
             sites = truncation.absorb(site, sites, trace)
     for site in [s for s in sites if s.mechanism == "selection" and s.kind != "window"]:

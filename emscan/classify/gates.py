@@ -16,7 +16,9 @@ from emscan.trace.operators import PASS, VIEW
 _HALF_RANGE = 1e4  # a bound of this size guards a dtype's range
 ROUNDINGS = frozenset(f"aten.{name}" for name in "round floor ceil trunc fix".split())
 # Consumers that a clamped value is guarded for.
-_GUARDED = frozenset(f"aten.{name}" for name in "sqrt rsqrt log log2 log10 log1p reciprocal pow float_power".split())
+_GUARDED = frozenset(
+    f"aten.{name}" for name in "sqrt rsqrt log log2 log10 log1p reciprocal pow float_power acos asin atanh".split()
+)
 _DIVISIONS = frozenset(f"aten.{name}" for name in "div divide true_divide".split())
 _SCALES = frozenset(f"aten.{name}" for name in "mul add sub rsub neg multiply".split())
 
@@ -97,6 +99,8 @@ def _read(region: Region) -> Reading | None:
         return None
     form = logistic.recognize(curve, operators)
     inner = next((call for call in region.calls if call.op in logistic.OPERATORS), None)
+    if form is not None and inner is None and not region.scalar and (part := _alike(region)) is not None:
+        return part
     if form is not None and (inner is None or region.scalar):
         return Reading("logistic", form, region)
     hard = None if form is not None else threshold.recognize(curve)
@@ -108,6 +112,23 @@ def _read(region: Region) -> Reading | None:
         return _built_in(inner, form.label if form is not None else logistic.name_of(curve))
     soft = smooth.recognize(curve)
     return Reading("smooth", soft, region) if soft is not None else None
+
+
+def _alike(region: Region) -> Reading | None:
+    """The longest stretch of a region that is the same two-way gate for every unit, between scalings unit by unit."""
+    count = len(region.calls)
+    spans = [(i, j) for i in range(-1, count) for j in range(i + 1, count) if j - i < count]
+    for i, j in sorted(spans, key=lambda span: span[0] - span[1]):
+        base = region.base if i < 0 else region.calls[i].out
+        part = Region(base, region.calls[j].out, region.calls[i + 1 : j + 1])
+        inside = {base.id, *(c.out.id for c in part.calls)}
+        mixed = any(is_variable(v) and v.id not in inside for c in part.calls for v in c.inputs)
+        if mixed or not part.scalar or not part.nonlinear:
+            continue
+        found = read(part)
+        if found is not None and found.mechanism == "logistic":
+            return found
+    return None
 
 
 def _leading_to(value: Value, region: Region) -> list[Call]:

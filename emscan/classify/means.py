@@ -166,7 +166,7 @@ def _mean(call: Call, fraction: _Fraction) -> Site | None:
     if divided:
         weights |= {out.flow for c in fraction.extra for out in c.outputs}
     numerator = fraction.numerator if divided else _peeled(fraction.numerator, weights)
-    mixed, values = _split(numerator, _cone(numerator), weights)
+    mixed, values = _split(numerator, _cone(numerator, divided=True), weights)
     if not mixed or not values:
         return None
     exponential = [v for v in kernels if v.call is not None and v.call.op in EXPONENTIALS]
@@ -175,7 +175,8 @@ def _mean(call: Call, fraction: _Fraction) -> Site | None:
         return None  # without numbers, only an exponential is known to be positive
     made = max(exponential or kernels, key=lambda v: (not cut_off(v), v.data, math.prod(v.shape))).call
     assert made is not None
-    members = {call} | fraction.extra | below.calls | set(mixed) | {v.call for v in kernels if v.call is not None}
+    # a gate that decays what was accumulated is a row of its own
+    members = {call} | fraction.extra | below.calls | set(mixed) | {v.call for v in exponential or kernels if v.call}
     members |= _stabilizers(kernels)
     site = Site(
         "em", "softmax" if exponential else "kernel", "Softmax" if exponential else "Normalized kernel", members,
@@ -227,14 +228,15 @@ def _linear(call: Call) -> bool:
     return call.op in _LINEAR
 
 
-def _cone(value: Value) -> _Cone:
+def _cone(value: Value, *, divided: bool = False) -> _Cone:
+    """Return what leads to a value; ``divided``: through quotients too, as a mean that is normalized at every step."""
     calls: set[Call] = set()
     leaves: list[Value] = []
     stack, seen = [value], {value.id}
     while stack:
         item = stack.pop()
         call = item.call
-        if call is None or not computed(item) or not _linear(call) or len(calls) > _MOST_CALLS:
+        if call is None or not computed(item) or not _passes(call, divided) or len(calls) > _MOST_CALLS:
             leaves.append(item)
             continue
         calls.add(call)
@@ -243,6 +245,10 @@ def _cone(value: Value) -> _Cone:
                 seen.add(parent.id)
                 stack.append(parent)
     return _Cone(calls, leaves)
+
+
+def _passes(call: Call, divided: bool) -> bool:
+    return _linear(call) or (divided and call.op in DIVISIONS)
 
 
 def _kernel(value: Value) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from emscan.trace.graph import Call, Trace, Value, values_in
-from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, RECURRENT, pointwise
+from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, PASS, RECURRENT, VIEW, pointwise
 
 _LABELS = {
     "aten.linear": "Linear", "aten.matmul": "Linear", "aten.mm": "Linear", "aten.addmm": "Linear", "aten.mv": "Linear",
-    "aten.einsum": "Linear", "aten.bmm": "Linear", "aten.baddbmm": "Linear", "aten.embedding": "Embedding",
+    "aten.einsum": "Linear", "aten._grouped_mm": "Linear", "aten.bmm": "Linear", "aten.baddbmm": "Linear", "aten.embedding": "Embedding",
     "aten.conv1d": "Conv1d", "aten.conv2d": "Conv2d", "aten.conv3d": "Conv3d", "aten.conv_transpose1d": "ConvTranspose1d",
     "aten.conv_transpose2d": "ConvTranspose2d", "aten.conv_transpose3d": "ConvTranspose3d", "aten.cdist": "Distance",
     "aten.layer_norm": "LayerNorm", "aten.batch_norm": "BatchNorm", "aten.group_norm": "GroupNorm",
@@ -17,6 +18,10 @@ _LABELS = {
     "aten.lstm": "LSTM", "aten.gru": "GRU", "aten.lstm_cell": "LSTMCell", "aten.gru_cell": "GRUCell",
     "aten.rnn_tanh": "RNN", "aten.rnn_relu": "RNN", "aten.rnn_tanh_cell": "RNNCell", "aten.rnn_relu_cell": "RNNCell",
 }  # fmt: skip
+
+
+_ADDED_FIRST = frozenset(f"aten.{name}" for name in "addmm baddbmm addbmm addmv".split())
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.[^.]+$")
 
 
 def label(call: Call) -> str:
@@ -27,23 +32,45 @@ def label(call: Call) -> str:
 def parameters(call: Call) -> tuple[str, ...]:
     """Return the names of the parameters that enter a call, directly or through arithmetic on parameters alone."""
     found: dict[str, None] = {}
-    for value in _weights(call):
+    bias = bias_of(call)
+    for value in [*_weights(call), *(bias.inputs if bias is not None else ())]:
         stack = [value]
         while stack:
             item = stack.pop()
             if item.leaf == "param":
                 found[item.name] = None
-            elif item.call is not None and item.param and not item.data:
+            elif item.call is not None and item.call is not call and item.param and not item.data:
                 stack.extend(item.call.inputs)
     return tuple(found)
 
 
 def _weights(call: Call) -> list[Value]:
     """Return the operands that can be a layer's own: a cell's input may be a learned start, made of parameters alone."""
+    if call.op in _ADDED_FIRST:
+        return [*call.inputs[1:], call.inputs[0]]
     if call.op not in RECURRENT:
         return call.inputs
     held = [call.arg(name) for name in ("params", "w_ih", "w_hh", "b_ih", "b_hh")]
     return list(values_in([item for item in held if item is not None]))
+
+
+def bias_of(call: Call) -> Call | None:
+    """Return the addition of parameters alone that directly follows a product with parameters: its bias."""
+    if call.op not in CONTRACTION or not call.outputs or not any(v.param and not v.data for v in call.inputs):
+        return None
+    value = call.out
+    for _ in range(4):
+        if len(value.users) != 1 or not value.users[0].outputs:
+            return None
+        user = value.users[0]
+        if user.op == "aten.add":
+            others = [v for v in user.inputs if v is not value]
+            plain = len(others) == 1 and others[0].param and not others[0].data and len(others[0].shape) <= len(value.shape)
+            return user if plain and user.arg("alpha", 1) == 1 and user.out.shape == value.shape else None
+        if not (user.op in VIEW or user.op in PASS):
+            return None
+        value = user.out
+    return None
 
 
 def owns(call: Call) -> bool:
@@ -96,19 +123,24 @@ def norms_between(value: Value, owner: Call) -> list[str]:
     return found[::-1]
 
 
+def _holder(name: str) -> str:
+    """Return the module that a parameter belongs to; a parametrized weight belongs to the layer that uses it."""
+    return _PARAMETRIZED.sub("", name.rpartition(".")[0])
+
+
 class Names:
     """Row names: the module whose parameters all feed one call, else the parameter itself."""
 
     def __init__(self, trace: Trace, all_parameters: Iterable[str]) -> None:
         self._direct: dict[str, set[str]] = {}
         for name in all_parameters:
-            self._direct.setdefault(name.rpartition(".")[0], set()).add(name)
+            self._direct.setdefault(_holder(name), set()).add(name)
 
     def of(self, names: tuple[str, ...]) -> str:
         """Return the name of the row that owns these parameters."""
         if not names:
             return ""
-        holder = names[0].rpartition(".")[0]
+        holder = _holder(names[0])
         whole = self._direct.get(holder, set()) <= set(names)
         own = holder or ("(model)" if len(names) > 1 or names[0] == "weight" else names[0])
         return own if whole else names[0]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from emscan.classify.flow import ADDS, CLAMPS, DIVISIONS, INDEXERS, PRODUCTS, RESHAPES, computed, same, source, variables
+from emscan.classify.signs import nonnegative
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import CONTRACTION, EXTREMUM, PASS
 from emscan.trace.origins import reduced_axes
@@ -167,13 +168,9 @@ def find(trace: Trace) -> list[Ratio]:
                 sum_found.sink,
                 sum_found.segments,
             )
-            if ratio.count >= 2 and _nonnegative(ratio.weights):
+            if ratio.count >= 2 and nonnegative(ratio.weights):
                 found.append(ratio)
     return found
-
-
-def _nonnegative(value: Value) -> bool:
-    return value.tensor is not None and value.tensor.numel() > 0 and float(value.tensor.min()) >= 0
 
 
 def divisions(call: Call) -> list[tuple[Value, Value, set[Call]]]:

@@ -6,12 +6,14 @@ constants, masks and values made of parameters alone count as constants of that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from emscan.classify.owners import bias_of
 from emscan.trace.graph import Call, Trace, Value, substitute
 from emscan.trace.operators import PASS, pointwise
 from emscan.trace.origins import is_binary_extremum
@@ -96,7 +98,7 @@ class Region:
         """Whether the same function holds for every entry: no constant differs between units."""
         inside = {self.base.id, *(call.out.id for call in self.calls)}
         outside = [v for call in self.calls for v in call.inputs if v.id not in inside]
-        return all(v.tensor is not None and _uniform(v.tensor) for v in outside)
+        return all(_uniform(v.tensor) if v.tensor is not None else math.prod(v.shape) <= 1 for v in outside)
 
 
 def _frozen(tree: object) -> object:
@@ -169,6 +171,8 @@ class Regions:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
+        # what a bias is added to is not yet the layer's output
+        self._biases = {bias.id for call in trace.calls if (bias := bias_of(call)) is not None}
         self._base: dict[int, Value] = {value.id: value for value in trace.values}
         for call in trace.calls:
             base = self._common_base(call)
@@ -180,7 +184,7 @@ class Regions:
         return self._base[value.id]
 
     def _common_base(self, call: Call) -> Value | None:
-        if not call.outputs or not _entrywise(call):
+        if not call.outputs or not _entrywise(call) or call.id in self._biases:
             return None
         bases = {self._base[v.id] for v in call.inputs if is_variable(v)}
         if len(bases) != 1 or not is_variable(call.out):

@@ -73,7 +73,7 @@ def _product_key(site: Site, axes: Axes) -> tuple[object, ...] | None:
 
     A loop over blocks of positions, or over iterations, is the same layer called again; other rows (other heads) are not.
     """
-    if site.mechanism not in {"softmax", "kernel", "truncation"} or site.numerator is not None or site.form is not None:
+    if site.mechanism not in {"softmax", "kernel", "truncation"} or site.form is not None:
         return None
     product = site.attention if site.attention is not None else _product(site.energies)
     if product is None:
@@ -171,7 +171,7 @@ def _place(site: Site, axes: Axes, trace: Trace) -> None:
         site.persistent = site.kind in {"experts", "classes"}
         return
     site.kind, site.persistent = _kind(site, axes, trace)
-    if site.statistic == "vector" and site.verdict == "em" and _averages(site):
+    if site.statistic == "vector" and site.verdict == "em" and _averages(site, trace):
         site.statistic = "mean"
 
 
@@ -227,7 +227,8 @@ def _kind(site: Site, axes: Axes, trace: Trace) -> tuple[AlternativeKind, bool]:
 
 def _selected_kind(site: Site, returned: set[int]) -> AlternativeKind:
     if site.chosen is not None:
-        if any(user.op in LOOKUP or user.op.startswith("aten.index") for user in site.chosen.users):
+        uses = [user for user, _ in descendants(site.chosen, lambda c: c.op in VIEW or c.op in PASS)]
+        if any(user.op in LOOKUP or user.op.startswith("aten.index") for user in uses):
             return "codes"
         if source(site.chosen).id in returned:
             return "classes"
@@ -246,10 +247,10 @@ def _mixes_parameters(value: Value) -> bool:
     )  # fmt: skip
 
 
-def _averages(site: Site) -> bool:
+def _averages(site: Site, trace: Trace) -> bool:
     """Whether the responsibilities are contracted along their own axis: a posterior mean goes forward."""
     uses = [u for u, _ in descendants(site.emitted, lambda c: c.op in VIEW or c.op in PASS)]
-    real = [u for u in uses if not (u.op in VIEW or u.op in PASS)]
+    real = [u for u in uses if not (u.op in VIEW or u.op in PASS) and trace.is_live(u)]
     return bool(real) and all(
         u.op in CONTRACTION or (u.op == "aten.mul" and any(n.op == "aten.sum" for n in u.out.users)) for u in real
     )
@@ -363,9 +364,10 @@ def _module(site: Site) -> str | None:
 def _plain(trace: Trace, names: owners.Names, owning: set[int], taken: set[int]) -> list[Row]:
     """Return the rows of layers in which no alternatives compete."""
     rows: dict[tuple[object, ...], Row] = {}
+    biases = {id(bias) for call in trace.calls if (bias := owners.bias_of(call)) is not None}
     for call in trace.calls:
         mechanism = _mechanism(call)
-        if mechanism is None or id(call) in owning or (mechanism == "elementwise" and id(call) in taken):
+        if mechanism is None or id(call) in biases or id(call) in owning or (mechanism == "elementwise" and id(call) in taken):
             continue
         used = owners.parameters(call)
         name = names.of(used) or call.module or call.op.rpartition(".")[2]

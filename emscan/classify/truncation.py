@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from emscan.classify import gates, selection
+from emscan.classify import gates, routers
 from emscan.classify.flow import ancestors, carries, computed, mixes
 from emscan.classify.ratios import Ratio
 from emscan.classify.regions import Regions
 from emscan.classify.site import Site
 from emscan.classify.softmax import hidden_by_scores
-from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import EXTREMUM, NORMALIZATION, RANKING, SOFTMAX, pointwise
+from emscan.trace.operators import EXTREMUM, RANKING, SOFTMAX, pointwise
 
 _HINGES = frozenset(f"aten.{name}" for name in "relu clamp clamp_min clip maximum max threshold hardtanh where mul".split())
 
@@ -40,28 +39,17 @@ def ranked(trace: Trace, claimed: set[Call]) -> list[Site]:
 
 
 def _keeps_of(call: Call, axis: int) -> int | None:
-    """Return how many a ranking keeps: k of a top-k; of a sort, the entries cut from its head."""
-    if call.op == "aten.topk":
-        return int(call.arg("k"))
+    """Return how many a ranking keeps: k of a top-k; the entries cut from its head, of a sort too."""
     sizes = [
         user.out.shape[axis]
         for output in call.outputs
         for user in output.users
         if user.op in {"aten.slice", "aten.narrow"} and len(user.out.shape) == len(output.shape)
     ]
+    if call.op == "aten.topk":
+        sizes = sizes if len(sizes) == sum(len(output.users) for output in call.outputs) else []
+        return min([int(call.arg("k")), *sizes])
     return min(sizes, default=None)
-
-
-def as_router(site: Site, axes: Axes) -> bool:
-    """Turn a selection into a one-of-K router if its index selects an expert; say whether it did."""
-    choice = site.chosen if site.chosen is not None else site.winner
-    if choice is None or not selection.is_router(choice, axes, site.count, site.energies):
-        return False
-    site.mechanism, site.statistic, site.kind = "truncation", "top-k", "experts"
-    if not site.label.startswith("Top-"):
-        site.label = "Top-1"
-    site.label += " router"
-    return True
 
 
 def sparse_projections(trace: Trace, claimed: set[Call]) -> list[Site]:
@@ -139,16 +127,14 @@ def cut_by_scores(site: Site) -> bool:
 
 def absorb(site: Site, others: list[Site], trace: Trace) -> list[Site]:
     """Take into a truncation row what maps its scores to what it hands out; return the sites that remain."""
-    above = list(ancestors(site.energies, _score_path))
+    above = list(ancestors(site.energies, routers.score_path))
     upstream: set[Call | None] = {v.call for v in above if v.call is not None}
     scores = {v.id for v in above}
-    if site.kind == "experts":  # all that is made of its scores and choices alone belongs to the router
-        routing = _routing(above, trace)
+    if site.kind == "experts":
+        routing = routers.routing(above, trace)
         upstream |= routing
         scores |= {out.id for call in routing for out in call.outputs}
-        alone = [s for s in others if s is not site and s.attention is None and s.members and s.members <= routing]
-        site.members |= {call for s in alone for call in s.members}
-        others = [s for s in others if s not in alone or _adopted(site, s)]
+        others = routers.take_in(site, others, above, routing)
     downstream = _kept(site, scores, trace)
     remaining = []
     for other in others:
@@ -161,27 +147,6 @@ def absorb(site: Site, others: list[Site], trace: Trace) -> list[Site]:
         if before and other.mechanism != "truncation" and other.energies.shape == site.energies.shape:
             site.soft, site.energies = other.emitted, other.energies
     return remaining
-
-
-def _adopted(site: Site, other: Site) -> bool:
-    """Take the posterior of a normalization of the router's own scores; always False: its row goes."""
-    if site.soft is None and other.mechanism in {"softmax", "kernel", "logistic"}:
-        if other.energies.shape == site.energies.shape and other.emitted.shape == site.energies.shape:
-            site.soft, site.energies = other.emitted, other.energies
-    return False
-
-
-def _routing(above: list[Value], trace: Trace) -> set[Call]:
-    """Return the calls that see nothing computed but a router's scores, what is made of them, and other such calls."""
-    made = {v.id for v in above if computed(v)}
-    found = {v.call for v in above if v.call is not None and _score_path(v.call) and computed(v)}
-    first = min((call.id for call in found), default=0)
-    for call in trace.calls[first:]:
-        inputs = [v for v in call.inputs if computed(v)]
-        if inputs and all(v.id in made for v in inputs) and not mixes(call) and call.op not in NORMALIZATION:
-            found.add(call)
-            made.update(out.id for out in call.outputs)
-    return found
 
 
 def _maps_scores(other: Site, upstream: set[Call | None], site: Site) -> bool:
@@ -206,12 +171,5 @@ def _kept(site: Site, scores: set[int], trace: Trace) -> set[Call]:
     return found
 
 
-def _score_path(call: Call) -> bool:
-    return carries(call) or call.op in SOFTMAX or call.op in RANKING or call.op in _FOLDS
-
-
 def _keeps(call: Call) -> bool:
-    return carries(call) or call.op in SOFTMAX or call.op in _FOLDS
-
-
-_FOLDS = frozenset({"aten.sum", "aten.amax", "aten.max", "aten.gather", "aten.linalg_vector_norm"})
+    return carries(call) or call.op in SOFTMAX or call.op in routers.FOLDS

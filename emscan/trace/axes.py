@@ -31,12 +31,12 @@ class Axes:
         """Return the dimensions of ``value``."""
         return self._dims[value.id]
 
-    def fresh(self, size: int, *, call: Call, dim: int, persistent: bool = False) -> Dim:
+    def fresh(self, size: int, *, call: Call, dim: int, persistent: bool = False, position: bool = False) -> Dim:
         """Return a dimension along an axis that ``call`` made."""
         if size == 1:
             return ()
         self._count += 1
-        return (Factor(Origin(self._count, "call", f"{call.op}#{call.id}", dim, size, persistent), size),)
+        return (Factor(Origin(self._count, "call", f"{call.op}#{call.id}", dim, size, persistent, position), size),)
 
     def _leaf(self, value: Value) -> Dims:
         kind = value.leaf or "const"
@@ -64,6 +64,7 @@ class Axes:
             found = [self.broadcast(call, value) for value in call.outputs]
         if found is None:
             found = [self._guess(call, value) for value in call.outputs]
+        found += [self._guess(call, value) for value in call.outputs[len(found) :]]  # what else a kernel hands out
         return [
             dims if _fits(dims, value.shape) else self._guess(call, value)
             for dims, value in zip(found, call.outputs, strict=True)

@@ -108,7 +108,9 @@ def _broadcast_dims(left: Dims, left_shape: Iterable[int], right: Dims, right_sh
     a, b = [*zip(left, left_shape, strict=True)], [*zip(right, right_shape, strict=True)]
     rank = max(len(a), len(b))
     a, b = [((), 1)] * (rank - len(a)) + a, [((), 1)] * (rank - len(b)) + b
-    return tuple(p[0] if p[1] != 1 else q[0] for p, q in zip(a, b, strict=True))
+    # where both have the axis, the one that is tied to parameters says what it is an axis of
+    pairs = list(zip(a, b, strict=True))
+    return tuple(q[0] if p[1] == 1 or (p[1] == q[1] and is_persistent(q[0])) else p[0] for p, q in pairs)
 
 
 def einsum_terms(call: Call) -> tuple[list[str], str] | None:
@@ -172,7 +174,7 @@ def _with_positions(axes: Axes, call: Call, x: Value, channels: Dim) -> Dims:
     rank = len(call.out.shape)
     spatial = len(call.inputs[1].shape) - 2
     lead = axes.of(x)[: rank - spatial - 1]
-    return (*lead, channels, *(axes.fresh(call.out.shape[d], call=call, dim=d) for d in range(rank - spatial, rank)))
+    return (*lead, channels, *(axes.fresh(call.out.shape[d], call=call, dim=d, position=True) for d in range(rank - spatial, rank)))
 
 
 @rule("cdist", "_cdist_forward", "_euclidean_dist")
@@ -241,7 +243,8 @@ def concatenate(axes: Axes, call: Call) -> list[Dims] | None:
     joined = [axes.of(value)[dim] for value in parts]
     persistent = all(is_persistent(d) or not d for d in joined) and any(joined)
     dims = list(axes.of(min(parts, key=standing)))
-    dims[dim] = axes.fresh(call.out.shape[dim], call=call, dim=dim, persistent=persistent)
+    position = any(f.origin.position or f.origin.kind == "input" for d in joined for f in d)
+    dims[dim] = axes.fresh(call.out.shape[dim], call=call, dim=dim, persistent=persistent, position=position)
     return [tuple(dims)]
 
 

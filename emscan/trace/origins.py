@@ -27,6 +27,7 @@ class Origin:
     dim: int
     size: int
     persistent: bool = False
+    position: bool = False  # places that a convolution or pooling has computed
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -28,3 +29,15 @@ def seeded(builder: Any) -> tuple[nn.Module, tuple[Any, ...]]:
     torch.manual_seed(0)
     model, inputs = builder()
     return model, inputs
+
+
+def same_rows(got: list[tuple], expected: list[tuple]) -> bool:
+    """Whether both hold the same rows; an expected count of None stands for any count."""
+    left = Counter(got)
+    for want in sorted(expected, key=lambda row: row[2] is None):
+        hit = next((row for row in left if row[:2] == want[:2] and want[2] in (None, row[2])), None)
+        if hit is None:
+            return False
+        left[hit] -= 1
+        left += Counter()
+    return not left
