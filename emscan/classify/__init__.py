@@ -70,13 +70,22 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     for site in (*ranked, *chosen):
         routers.as_router(site, axes)
     claimed |= {call for site in chosen for call in site.members}
-    found = [*objective.in_model(trace), *sites, *ranked, *sparse, *chosen, *gates.find(trace, regions, claimed), *_recurrent(trace)]
+    found = [
+        *objective.in_model(trace),
+        *sites,
+        *ranked,
+        *sparse,
+        *chosen,
+        *gates.find(trace, regions, claimed),
+        *_recurrent(trace),
+    ]
     for site in found:
         if site.mechanism == "softmax":
             truncation.cut_by_scores(site)
     found = _absorb(found, trace)
+    reaching = _reaching(trace)
     for site in found:
-        _follow_gradient(site, trace)
+        _follow_gradient(site, reaching)
     return [site for site in found if _live(site, trace)]
 
 
@@ -131,9 +140,11 @@ def _renormalizes(ratio: ratios.Ratio, site: Site) -> bool:
 
 def _absorb(sites: list[Site], trace: Trace) -> list[Site]:
     cut = [s for s in sites if s.mechanism == "truncation"]
-    for site in sorted(cut, key=lambda s: (s.kind != "experts", -(s.count or 0))):  # routers take in the rankings of their scores
+    for site in sorted(
+        cut, key=lambda s: (s.kind != "experts", -(s.count or 0))
+    ):  # routers take in the rankings of their scores
         if site in sites:
-            sites = truncation.absorb(site, sites, trace)
+            sites = truncation.absorb(site, sites)
     for site in [s for s in sites if s.mechanism == "selection" and s.kind != "window"]:
         sites = _absorb_posterior(site, sites)
     return sites
@@ -203,24 +214,30 @@ def _live(site: Site, trace: Trace) -> bool:
     return any(trace.is_live(call) or selection.read_by_python(call) for call in site.members)
 
 
-def _follow_gradient(site: Site, trace: Trace) -> None:
+def _reaching(trace: Trace) -> set[int] | None:
+    """Return the ids of the values from which a gradient path leads to a floating output; None if there is none.
+
+    A model that returns indices alone passes no gradient from there: its loss is taken elsewhere.
+    """
+    queue = [v for v in trace.outputs if v.floating]
+    reaching = {v.id for v in queue}
+    for value in queue:
+        call = value.call
+        if call is None or not value.floating or call.op == "aten.detach" or call.no_grad:
+            continue
+        for parent in call.inputs:
+            if parent.id not in reaching:
+                reaching.add(parent.id)
+                queue.append(parent)
+    return reaching or None
+
+
+def _follow_gradient(site: Site, reaching: set[int] | None) -> None:
     """Find from the graph whether the posterior reaches the output, or its energies the parameters, with gradient."""
     if site.verdict != "em" or not site.members:
         return
     stopped = any(call.no_grad for call in site.members)
-    # a model that returns indices alone passes no gradient from there: its loss is taken elsewhere
-    free = {v.id for v in trace.outputs if v.floating} or None
-    reached = free is None
-    seen = {site.emitted.id}
-    queue = [site.emitted]
-    for value in queue:
-        reached = reached or (free is not None and value.id in free)
-        for user in value.users:
-            if user.op != "aten.detach" and not user.no_grad:
-                for out in user.outputs:
-                    if out.floating and out.id not in seen:
-                        seen.add(out.id)
-                        queue.append(out)
+    reached = reaching is None or site.emitted.id in reaching
     if stopped or not reached or cut_off(site.energies):
         site.differentiable = False
         site.flags.append("detached")

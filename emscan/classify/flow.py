@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import heapq
+from collections.abc import Callable, Iterable, Iterator
 
 from emscan.trace.graph import Call, Value
 from emscan.trace.operators import CONTRACTION, JOIN, LOOKUP, PASS, VIEW, pointwise
@@ -73,6 +74,29 @@ def descendants(value: Value, through: Callable[[Call], bool], limit: int = 400)
                     if output.id not in seen:
                         seen.add(output.id)
                         queue.append(output)
+
+
+def onward(starts: Iterable[Value], accepts: Callable[[Call], bool]) -> set[Call]:
+    """Return the calls that use ``starts`` or what accepted calls made, in the order of the run, where ``accepts`` agrees."""
+    found: set[Call] = set()
+    waiting: list[tuple[int, Call]] = []
+    seen: set[int] = set()
+
+    def add(value: Value) -> None:
+        for user in value.users:
+            if user.id not in seen:
+                seen.add(user.id)
+                heapq.heappush(waiting, (user.id, user))
+
+    for value in starts:
+        add(value)
+    while waiting:
+        _, call = heapq.heappop(waiting)
+        if accepts(call):
+            found.add(call)
+            for output in call.outputs:
+                add(output)
+    return found
 
 
 def carries(call: Call) -> bool:

@@ -86,7 +86,9 @@ def _read(region: Region) -> Reading | None:
     rounded = next((n for n, call in enumerate(region.calls) if call.op in ROUNDINGS), None)
     if rounded:  # what was computed before the rounding is what competes
         argument = region.calls[rounded].inputs[0]
-        found = read(Region(region.base, argument, _leading_to(argument, region))) if argument is not region.base else None
+        found = (
+            read(Region(region.base, argument, _leading_to(argument, region))) if argument is not region.base else None
+        )
         if found is not None:
             return found
     operators = {call.op for call in region.calls}

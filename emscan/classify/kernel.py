@@ -21,7 +21,7 @@ def from_ratio(ratio: Ratio, regions: Regions) -> Site | None:
         "em", "kernel", "Normalized kernel", ratio.members | inner, energies, ratio.call.out,
         "vector" if ratio.vector else "mean",
         None if ratio.segments is not None else ratio.count + ratio.sink, "units", segments=ratio.segments,
-        axes=ratio.axes, op=next((c.op for c in inner), ratio.call.op), sink=ratio.sink, guarded=ratio.guarded,
+        axes=ratio.axes, op=next((c.op for c in inner), ratio.call.op), sink=ratio.sink, learned_sink=ratio.learned, guarded=ratio.guarded,
         weights=ratio.weights, weights_axes=ratio.axes, denominator=ratio.denominator,
     )  # fmt: skip
 

@@ -168,6 +168,8 @@ def _mean(call: Call, fraction: _Fraction) -> Site | None:
     numerator = fraction.numerator if divided else _peeled(fraction.numerator, weights)
     mixed, values = _split(numerator, _cone(numerator, divided=True), weights)
     if not mixed or not values:
+        mixed, values = _beside_ones(numerator, below)
+    if not mixed or not values:
         return None
     exponential = [v for v in kernels if v.call is not None and v.call.op in EXPONENTIALS]
     count = alternatives_of(numerator, None if divided else inner, mixed, values)
@@ -285,6 +287,24 @@ def _split(numerator: Value, cone: _Cone, weights: set[int]) -> tuple[list[Call]
             if v.flow not in weights and v.id not in impure and v.floating and v.data:
                 values[v.id] = v
     return mixed, list(values.values())
+
+
+def _beside_ones(numerator: Value, below: _Cone) -> tuple[list[Call], list[Value]]:
+    """Values that are joined with ones: one product then holds numerator and denominator side by side."""
+    for join in below.calls:
+        if join.op not in JOIN and join.op not in {"aten.pad", "aten.constant_pad_nd"}:
+            continue
+        values = [v for v in join.inputs if v.floating and v.data]
+        if len(values) != 1:
+            continue
+        made, mixed = {join.out.id}, [join]
+        for call in sorted(_cone(numerator).calls, key=lambda c: c.id):
+            if call is not join and any(v.id in made for v in call.inputs):
+                mixed.append(call)
+                made.update(out.id for out in call.outputs)
+        if numerator.id in made:
+            return mixed, values
+    return [], []
 
 
 def alternatives_of(numerator: Value, denominator: Value | None, mixed: list[Call], values: list[Value]) -> int | None:

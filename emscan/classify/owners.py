@@ -65,7 +65,9 @@ def bias_of(call: Call) -> Call | None:
         user = value.users[0]
         if user.op == "aten.add":
             others = [v for v in user.inputs if v is not value]
-            plain = len(others) == 1 and others[0].param and not others[0].data and len(others[0].shape) <= len(value.shape)
+            plain = (
+                len(others) == 1 and others[0].param and not others[0].data and len(others[0].shape) <= len(value.shape)
+            )
             return user if plain and user.arg("alpha", 1) == 1 and user.out.shape == value.shape else None
         if not (user.op in VIEW or user.op in PASS):
             return None

@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from emscan.classify.flow import ADDS, CLAMPS, DIVISIONS, INDEXERS, PRODUCTS, RESHAPES, computed, same, source, variables
+from emscan.classify.flow import (
+    ADDS,
+    CLAMPS,
+    DIVISIONS,
+    INDEXERS,
+    PRODUCTS,
+    RESHAPES,
+    computed,
+    same,
+    source,
+    variables,
+)
 from emscan.classify.signs import nonnegative
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import CONTRACTION, EXTREMUM, PASS
@@ -32,6 +43,7 @@ class Ratio:
     denominator: Value
     guarded: bool = False
     sink: bool = False
+    learned: bool = False  # the sink's energy is a parameter
     segments: Call | None = None  # the scatter that adds up, where every weight's index says to which sum it belongs
 
     @property
@@ -50,13 +62,14 @@ class Total:
     guarded: bool = False
     sink: bool = False
     constant: float = 0.0  # the weight of the sink, where it is a number
+    learned: bool = False
     segments: Call | None = None
 
 
 def total(value: Value, *, mean: bool = False) -> Total | None:
     """Return the sum that ``value`` is, if it is one (or the mean, if asked: in a logarithm it differs by log K)."""
     members: set[Call] = set()
-    sink = guarded = False
+    sink = guarded = learned = False
     constant = 0.0
     while value.call is not None:
         call = value.call
@@ -68,10 +81,12 @@ def total(value: Value, *, mean: bool = False) -> Total | None:
             weight = _added(call, inner)
             constant += weight
             sink, guarded = sink or weight > 0, True
+            learned = learned or (weight > 0 and any(v.param for v in call.inputs if v is not inner))
             members.add(call)
             value = inner
         elif call.op == "aten.add" and (fixed := _fixed_energy(call)) is not None:
             value, extra = fixed
+            learned = learned or any(v.param and not v.data for c in extra for v in c.inputs)
             members |= {call} | extra
             sink = guarded = True
         else:
@@ -84,7 +99,7 @@ def total(value: Value, *, mean: bool = False) -> Total | None:
         weights = call.inputs[0]
         rank = len(weights.shape)
         axes = tuple(axis - rank for axis in reduced_axes(call, rank))
-        return Total(weights, axes, members, guarded, sink, constant) if axes else None
+        return Total(weights, axes, members, guarded, sink, constant, learned) if axes else None
     if call.op in INDEXERS:
         made = source(call.inputs[0]).call
         if made is not None and made.op in _SEGMENT_SUMS and len(made.inputs) == 3 and not made.inputs[0].data:
@@ -166,6 +181,7 @@ def find(trace: Trace) -> list[Ratio]:
                 denominator,
                 sum_found.guarded,
                 sum_found.sink,
+                sum_found.learned,
                 sum_found.segments,
             )
             if ratio.count >= 2 and nonnegative(ratio.weights):

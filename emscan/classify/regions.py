@@ -193,7 +193,11 @@ class Regions:
         if any(v.data and not v.param and v.floating for v in call.inputs):
             return None  # the raw input takes part, entry by entry: new energies
         others = (v for v in call.inputs if v.data and v.param and not is_variable(v))  # integers decide nothing here
-        return base if base.floating and not base.dtype.is_complex and call.out.shape == base.shape and not any(others) else None
+        return (
+            base
+            if base.floating and not base.dtype.is_complex and call.out.shape == base.shape and not any(others)
+            else None
+        )
 
     def inside(self, call: Call, base: Value) -> bool:
         """Whether ``call`` continues the region of ``base``."""
@@ -202,17 +206,18 @@ class Regions:
     def region(self, end: Value) -> Region:
         """Return the region that leads to ``end``."""
         base = self.base(end)
-        needed: set[int] = set()
+        seen: set[int] = set()
+        needed: dict[int, Call] = {}
         stack = [end]
         while stack:
             value = stack.pop()
-            if value is base or value.id in needed or self._base[value.id] is not base:
+            if value is base or value.id in seen or self._base[value.id] is not base:
                 continue
-            needed.add(value.id)
+            seen.add(value.id)
             if value.call is not None:
+                needed[value.call.id] = value.call
                 stack.extend(value.call.inputs)
-        calls = sorted({v.call for v in self.trace.values if v.id in needed and v.call}, key=lambda c: c.id)
-        return Region(base, end, calls)
+        return Region(base, end, [needed[place] for place in sorted(needed)])
 
     def ends(self) -> list[Value]:
         """Return the values where a region is left: used by a call outside it, or returned by the model."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from emscan.classify import selection
-from emscan.classify.flow import carries, computed, mixes, source
+from emscan.classify.flow import carries, computed, mixes, onward, source
 from emscan.classify.site import Site
 from emscan.trace.axes import Axes
-from emscan.trace.graph import Call, Trace, Value
+from emscan.trace.graph import Call, Value
 from emscan.trace.operators import EXTREMUM, NORMALIZATION, RANKING, SOFTMAX
 
 FOLDS = frozenset({"aten.sum", "aten.amax", "aten.max", "aten.gather", "aten.linalg_vector_norm"})
@@ -22,7 +22,11 @@ def score_path(call: Call) -> bool:
 def as_router(site: Site, axes: Axes) -> bool:
     """Turn a selection into a router if its index selects an expert; say whether it did."""
     choice = site.chosen if site.chosen is not None else site.winner
-    if choice is None or _over_positions(site, axes) or not selection.is_router(choice, axes, site.count, site.energies):
+    if (
+        choice is None
+        or _over_positions(site, axes)
+        or not selection.is_router(choice, axes, site.count, site.energies)
+    ):
         return False
     site.mechanism, site.statistic, site.kind = "truncation", "top-k", "experts"
     if not site.label.startswith("Top-"):
@@ -39,17 +43,20 @@ def _over_positions(site: Site, axes: Axes) -> bool:
     return any(f.origin.kind == "input" or f.origin.position for f in dims[site.axes[0]])
 
 
-def routing(above: list[Value], trace: Trace) -> set[Call]:
+def routing(above: list[Value]) -> set[Call]:
     """Return the calls that see nothing computed but a router's scores, what is made of them, and other such calls."""
     made = {v.id for v in above if computed(v)}
     found = {v.call for v in above if v.call is not None and score_path(v.call) and computed(v)}
-    first = min((call.id for call in found), default=0)
-    for call in trace.calls[first:]:
+
+    def accepts(call: Call) -> bool:
         inputs = [v for v in call.inputs if computed(v)]
-        if inputs and all(v.id in made for v in inputs) and not mixes(call) and call.op not in NORMALIZATION:
-            found.add(call)
-            made.update(out.id for out in call.outputs)
-    return found
+        whole = bool(inputs) and all(v.id in made for v in inputs)
+        if not whole or mixes(call) or call.op in NORMALIZATION:
+            return False
+        made.update(out.id for out in call.outputs)
+        return True
+
+    return found | onward((v for v in above if computed(v)), accepts)
 
 
 def take_in(site: Site, others: list[Site], above: list[Value], routed: set[Call]) -> list[Site]:

@@ -6,12 +6,25 @@ import math
 from dataclasses import dataclass, field
 
 from emscan.classify import owners
-from emscan.classify.flow import ancestors, carries, computed, descendants, source
+from emscan.classify.flow import INDEXERS, ancestors, carries, computed, descendants, source
+from emscan.classify.selection import index_arithmetic
 from emscan.classify.site import Site
+from emscan.classify.softmax import SEGMENTS
 from emscan.report.document import AlternativeKind, Mechanism
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import CONTRACTION, JOIN, LOOKUP, NORMALIZATION, PASS, POOLING, RECURRENT, REDUCTION, VIEW, pointwise
+from emscan.trace.operators import (
+    CONTRACTION,
+    JOIN,
+    LOOKUP,
+    NORMALIZATION,
+    PASS,
+    POOLING,
+    RECURRENT,
+    REDUCTION,
+    VIEW,
+    pointwise,
+)
 from emscan.trace.origins import Dim, is_persistent
 
 
@@ -39,7 +52,7 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
     """Return all rows in the order of the run, those without competition included."""
     names = owners.Names(trace, parameter_names)
     rows: dict[tuple[object, ...], Row] = {}
-    ordinals: dict[tuple[object, ...], int] = {}
+    ordinals: dict[tuple[object, ...], list[object]] = {}  # spellings of what one call feeds, in order
     made: dict[int, tuple[Site, tuple[object, ...]]] = {}
     for site in sorted(sites, key=lambda s: s.first if s.members else math.inf):
         _place(site, axes, trace)
@@ -47,9 +60,12 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
         key = _product_key(site, axes)
         if key is None:
             same_call = (id(site.owner) if site.owner else name, site.mechanism, _same_kind(site))
-            ordinal = 0 if site.mechanism == "logistic" and site.owner is not None else ordinals.get(same_call, 0)
-            ordinals[same_call] = ordinal + 1
-            key = (site.owner_names or name, site.mechanism, _same_kind(site), ordinal)
+            seen = ordinals.setdefault(same_call, [])
+            spelled = _spelling(site, axes)
+            if spelled not in seen:
+                seen.append(spelled)
+            alike = site.mechanism == "logistic" and site.owner is not None
+            key = (site.owner_names or name, site.mechanism, _same_kind(site), 0 if alike else seen.index(spelled))
         before = _recursion(site, made)
         key = before if before is not None else key
         made[id(site)] = (site, key)
@@ -66,6 +82,30 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
     taken = {id(call) for site in sites for call in site.members}
     found += _plain(trace, names, owning, taken)
     return sorted(found, key=lambda row: row.order)
+
+
+def _spelling(site: Site, axes: Axes) -> object:
+    """Return what two competitions over entries of one call's output share if they are one layer in a loop: the same
+    arithmetic on the same rows of the weights. Only the places that they are taken from differ."""
+    factors = [factor for dim in axes.of(site.energies) for factor in dim if factor.origin.persistent]
+    rows = frozenset((f.origin.name, f.origin.dim, f.start, f.step, f.size) for f in factors)
+    taken = False
+    done: set[object] = set()
+    for value in ancestors(site.energies, lambda call: call is not site.owner and carries(call)):
+        call = value.call
+        if call is None or call is site.owner:
+            continue
+        taken = taken or call.op in {
+            "aten.select",
+            "aten.slice",
+            "aten.unbind",
+            "aten.split",
+            "aten.chunk",
+            "aten.index",
+        }
+        if call.op not in VIEW:
+            done.add((call.op, *(a for a in call.args if isinstance(a, int | float))))
+    return (site.axes, rows, frozenset(done)) if taken else id(site)
 
 
 def _product_key(site: Site, axes: Axes) -> tuple[object, ...] | None:
@@ -90,7 +130,9 @@ def _product_key(site: Site, axes: Axes) -> tuple[object, ...] | None:
         sides.append((names, tuple(sorted(rows)), tuple(sorted(steps))))
     if site.attention is not None:
         return site.mechanism, _same_kind(site), *sides
-    over = {(f.origin.kind, f.origin.name.partition("#")[0]) for axis in site.axes for f in axes.of(site.energies)[axis]}
+    over = {
+        (f.origin.kind, f.origin.name.partition("#")[0]) for axis in site.axes for f in axes.of(site.energies)[axis]
+    }
     return site.mechanism, _same_kind(site), site.axes, tuple(sorted(over)), *sides
 
 
@@ -167,12 +209,31 @@ def _place(site: Site, axes: Axes, trace: Trace) -> None:
         or site.numerator is not None
         or site.mechanism in {"logistic", "threshold", "smooth-gate"}
         or site.kind in {"window", "experts", "classes"}
+        or site.op in SEGMENTS
+        or site.segments is not None
     ):
+        if site.segments is not None:
+            site.kind = "positions"
         site.persistent = site.kind in {"experts", "classes"}
         return
     site.kind, site.persistent = _kind(site, axes, trace)
+    if site.verdict == "em" and _joins_parameter(site):
+        site.notes.append("one alternative is a sink of learned energy")
     if site.statistic == "vector" and site.verdict == "em" and _averages(site, trace):
         site.statistic = "mean"
+
+
+def _joins_parameter(site: Site) -> bool:
+    """Whether scores are joined with learned ones along the axis of the alternatives: a sink."""
+    for value in ancestors(site.energies, carries):
+        call = value.call
+        if call is None or call.op not in {"aten.cat", "aten.concat", "aten.concatenate"} or not value.shape:
+            continue
+        axis = call.arg("dim", 0) % len(value.shape) - len(value.shape)
+        learned = any(v.param and not v.data for v in call.inputs)
+        if axis in site.axes and value.shape[axis] == site.count and learned and any(computed(v) for v in call.inputs):
+            return True
+    return False
 
 
 def _maker_of_axis(site: Site, axes: Axes) -> Call | None:
@@ -227,9 +288,11 @@ def _kind(site: Site, axes: Axes, trace: Trace) -> tuple[AlternativeKind, bool]:
 
 def _selected_kind(site: Site, returned: set[int]) -> AlternativeKind:
     if site.chosen is not None:
-        uses = [user for user, _ in descendants(site.chosen, lambda c: c.op in VIEW or c.op in PASS)]
-        if any(user.op in LOOKUP or user.op.startswith("aten.index") for user in uses):
-            return "codes"
+        for user, operand in descendants(site.chosen, index_arithmetic):
+            table = [v for v in user.inputs if v is not operand]
+            if user.op in LOOKUP or user.op in INDEXERS or user.op in CONTRACTION:
+                if any(not v.data and (v.param or v.leaf == "buffer") for v in table):
+                    return "codes"  # rows of a table go forward, looked up or by one-hot product
         if source(site.chosen).id in returned:
             return "classes"
     return "codes" if _distance(site.owner) else "units"
@@ -367,7 +430,12 @@ def _plain(trace: Trace, names: owners.Names, owning: set[int], taken: set[int])
     biases = {id(bias) for call in trace.calls if (bias := owners.bias_of(call)) is not None}
     for call in trace.calls:
         mechanism = _mechanism(call)
-        if mechanism is None or id(call) in biases or id(call) in owning or (mechanism == "elementwise" and id(call) in taken):
+        if (
+            mechanism is None
+            or id(call) in biases
+            or id(call) in owning
+            or (mechanism == "elementwise" and id(call) in taken)
+        ):
             continue
         used = owners.parameters(call)
         name = names.of(used) or call.module or call.op.rpartition(".")[2]

@@ -24,10 +24,22 @@ from emscan.classify.site import Site
 from emscan.classify.softmax import EXPONENTIALS, SEGMENTS
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import BINARY_EXTREMUM, CONTRACTION, CREATES, EXTREMUM, JOIN, MAX_POOL, PASS, REDUCTION, VIEW, pointwise
+from emscan.trace.operators import (
+    BINARY_EXTREMUM,
+    CONTRACTION,
+    CREATES,
+    EXTREMUM,
+    JOIN,
+    MAX_POOL,
+    PASS,
+    REDUCTION,
+    VIEW,
+    pointwise,
+)
 from emscan.trace.origins import is_binary_extremum, is_persistent, reduced_axes
 
 _NUMBERS = frozenset({"aten._local_scalar_dense", "aten.item"})
+_BAGS = frozenset({"aten.embedding_bag", "aten._embedding_bag"})  # mode 2 takes the maximum over a bag
 _COUNTING = frozenset(
     f"aten.{name}" for name in "one_hot eq nonzero nonzero_numpy argwhere bincount histc sort argsort".split()
 )
@@ -42,6 +54,8 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
         scores = call.inputs[1] if call.op == "aten.where" and len(call.inputs) == 3 else call.inputs[0]
         if call.op in SEGMENTS:
             scores = call.inputs[-1]
+        elif call.op in _BAGS:
+            scores = call.out
         if not (computed(scores) and scores.floating):
             continue
         site: Site | None = None
@@ -53,7 +67,7 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
             site = _chosen_by_comparison(call, regions)
         elif call.op in EXTREMUM and not (_only_scales(call) or stabilizes(call)):
             site = _extremum(call, trace)
-        elif call.op in SEGMENTS and str(call.arg("reduce")) in {"amax", "amin"} and not stabilizes(call):
+        elif (call.op in _BAGS and call.arg("mode") == 2) or (call.op in SEGMENTS and str(call.arg("reduce")) in {"amax", "amin"} and not stabilizes(call)):
             site = Site("hard", "selection", "Max", {call}, scores, call.out, "mode", None, "positions", op=call.op)
         if site is not None and (site.count is None or site.count >= 2):
             sites = [s for s in sites if not s.members < site.members]
@@ -66,7 +80,9 @@ def read_by_python(call: Call) -> bool:
     if call.op not in EXTREMUM:
         return False
     chosen = [out for out in call.outputs if not out.floating]
-    return any(user.op in _NUMBERS for out in chosen for user, _ in descendants(out, lambda c: c.op in VIEW or c.op in PASS))
+    return any(
+        user.op in _NUMBERS for out in chosen for user, _ in descendants(out, lambda c: c.op in VIEW or c.op in PASS)
+    )
 
 
 def _pool(call: Call) -> Site:
@@ -139,7 +155,9 @@ def _extremum(call: Call, trace: Trace) -> Site | None:
 def _winner(call: Call) -> Value | None:
     """Return the mask of the entries that equal an extremum of theirs."""
     for user, _ in descendants(call.out, lambda c: c.op in PASS or c.op in RESHAPES):
-        if user.op in {"aten.eq", "aten.ge", "aten.le"} and any(same(source(v), source(call.inputs[0])) for v in user.inputs):
+        if user.op in {"aten.eq", "aten.ge", "aten.le"} and any(
+            same(source(v), source(call.inputs[0])) for v in user.inputs
+        ):
             return user.out
     return None
 
@@ -215,7 +233,7 @@ def is_router(chosen: Value, axes: Axes, count: int | None, scores: Value | None
 
     def passes(call: Call) -> bool:
         kept = call.op in PRODUCTS and scores is not None and any(same(source(v), source(scores)) for v in call.inputs)
-        return kept or _index_arithmetic(call)
+        return kept or index_arithmetic(call)
 
     columns: dict[int, set[tuple[str, ...]]] = {}  # a column of a choice -> the layers whose outputs it multiplies
     for user, operand in descendants(chosen, passes):
@@ -247,7 +265,13 @@ def _column(value: Value) -> int | None:
     """Return the value that holds one column of a choice, where ``value`` is a view of one."""
     while value.call is not None and (value.call.op in RESHAPES or value.call.op in PASS):
         value = value.call.inputs[0]
-    taken = value.call is not None and value.call.op in {"aten.select", "aten.slice", "aten.unbind", "aten.split", "aten.chunk"}
+    taken = value.call is not None and value.call.op in {
+        "aten.select",
+        "aten.slice",
+        "aten.unbind",
+        "aten.split",
+        "aten.chunk",
+    }
     return value.id if taken else None
 
 
@@ -255,7 +279,7 @@ def _selects(user: Call, operand: Value) -> bool:
     return operand is not user.inputs[0] or user.op == "aten.embedding"
 
 
-def _index_arithmetic(call: Call) -> bool:
+def index_arithmetic(call: Call) -> bool:
     """Whether a call only rearranges indices, counts them, or turns them into masks and one-hot rows."""
     if call.op in VIEW or call.op in PASS or call.op in _COUNTING or call.op in SCATTERS or call.op in JOIN:
         return True

@@ -51,7 +51,9 @@ def nonnegative(value: Value, depth: int = 40) -> bool:
         return (isinstance(power, int | float) and power % 2 == 0) or nonnegative(call.inputs[0], depth - 1)
     if call.op not in _IF_ALL or not _plain_numbers(call):
         return False
-    return bool(call.inputs) and all(nonnegative(v, depth - 1) for v in call.inputs if v.floating or v.dtype == torch.bool)
+    return bool(call.inputs) and all(
+        nonnegative(v, depth - 1) for v in call.inputs if v.floating or v.dtype == torch.bool
+    )
 
 
 def _plain_numbers(call: Call) -> bool:

@@ -67,6 +67,7 @@ class Site:
     segments: Call | None = None  # the scatter that adds weights up by index, where alternatives are grouped so
     guarded: bool = False  # a small constant or a clamp keeps the division safe
     sink: bool = False  # a constant of the sum's own size: one more alternative, of fixed energy
+    learned_sink: bool = False  # the energy of that alternative is a parameter
     sink_weight: float = 0.0  # exp(-E) of that alternative, where it is a number
     terms: list[Value] = field(default_factory=list)  # alternatives that stand in separate values
     numerator: Value | None = None  # of a mean whose numerator and denominator are accumulated apart,

@@ -205,7 +205,7 @@ def from_ratio(ratio: Ratio) -> Site | None:
     return Site(
         "em", "softmax", "Softmax", members, energies, ratio.call.out, "vector" if ratio.vector else "mean",
         None if ratio.segments is not None else ratio.count + ratio.sink, "units", axes=ratio.axes, op="aten.exp",
-        sink=ratio.sink, guarded=ratio.guarded, weights=ratio.weights, weights_axes=ratio.axes,
+        sink=ratio.sink, learned_sink=ratio.learned, guarded=ratio.guarded, weights=ratio.weights, weights_axes=ratio.axes,
         denominator=ratio.denominator, segments=ratio.segments,
     )  # fmt: skip
 
@@ -254,7 +254,7 @@ def chain(sites: list[Site]) -> list[Site]:
 
 
 def _same_competition(a: Site, b: Site) -> bool:
-    if a.attention is not None or b.attention is not None :
+    if a.attention is not None or b.attention is not None:
         return False
     return a.axes == b.axes and same(a.energies, b.energies)
 

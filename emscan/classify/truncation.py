@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emscan.classify import gates, routers
-from emscan.classify.flow import ancestors, carries, computed, mixes
+from emscan.classify.flow import SCATTERS, ancestors, carries, computed, mixes, onward
 from emscan.classify.ratios import Ratio
 from emscan.classify.regions import Regions
 from emscan.classify.site import Site
@@ -11,7 +11,9 @@ from emscan.classify.softmax import hidden_by_scores
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import EXTREMUM, RANKING, SOFTMAX, pointwise
 
-_HINGES = frozenset(f"aten.{name}" for name in "relu clamp clamp_min clip maximum max threshold hardtanh where mul".split())
+_HINGES = frozenset(
+    f"aten.{name}" for name in "relu clamp clamp_min clip maximum max threshold hardtanh where mul".split()
+)
 
 
 def ranked(trace: Trace, claimed: set[Call]) -> list[Site]:
@@ -31,7 +33,7 @@ def ranked(trace: Trace, claimed: set[Call]) -> list[Site]:
             continue
         chosen = next((out for out in call.outputs if not out.floating), None)
         site = Site(
-            "hard", "truncation", f"Top-{kept}", {call}, scores, call.out, "top-k", count, "latents", axes=(axis,),
+            "hard", "truncation" if kept > 1 else "selection", f"Top-{kept}" if kept > 1 else "Max", {call}, scores, call.out, "top-k" if kept > 1 else "mode", count, "latents", axes=(axis,),
             op=call.op, chosen=chosen,
         )  # fmt: skip
         sites.append(site)
@@ -44,7 +46,17 @@ def _keeps_of(call: Call, axis: int) -> int | None:
         user.out.shape[axis]
         for output in call.outputs
         for user in output.users
-        if user.op in {"aten.slice", "aten.narrow"} and len(user.out.shape) == len(output.shape)
+        if user.op in {"aten.slice", "aten.narrow"}
+        and len(user.out.shape) == len(output.shape)
+        and user.arg("start", 0) in {0, None}
+    ]
+    sizes += [
+        1
+        for output in call.outputs
+        for user in output.users
+        if user.op == "aten.select"
+        and user.arg("index") in {0, -1}
+        and user.arg("dim", 0) % len(output.shape) == axis % len(output.shape)
     ]
     if call.op == "aten.topk":
         sizes = sizes if len(sizes) == sum(len(output.users) for output in call.outputs) else []
@@ -65,6 +77,8 @@ def sparse_projections(trace: Trace, claimed: set[Call]) -> list[Site]:
             members = _threshold_search(value)
             if not any(c.op in RANKING or c.op in EXTREMUM or c.op == "aten.cumsum" for c in members):
                 continue
+            if any(c.op == "aten.one_hot" or c.op in SCATTERS for c in members):
+                continue  # an index decides, no threshold: a router
             scores = next((c.inputs[0] for c in sorted(members, key=lambda c: c.id) if c.op in RANKING), value)
             sites.append(
                 Site(
@@ -125,17 +139,17 @@ def cut_by_scores(site: Site) -> bool:
     return True
 
 
-def absorb(site: Site, others: list[Site], trace: Trace) -> list[Site]:
+def absorb(site: Site, others: list[Site]) -> list[Site]:
     """Take into a truncation row what maps its scores to what it hands out; return the sites that remain."""
     above = list(ancestors(site.energies, routers.score_path))
     upstream: set[Call | None] = {v.call for v in above if v.call is not None}
     scores = {v.id for v in above}
     if site.kind == "experts":
-        routing = routers.routing(above, trace)
+        routing = routers.routing(above)
         upstream |= routing
         scores |= {out.id for call in routing for out in call.outputs}
         others = routers.take_in(site, others, above, routing)
-    downstream = _kept(site, scores, trace)
+    downstream = _kept(site, scores)
     remaining = []
     for other in others:
         before = bool(other.members & upstream) and _maps_scores(other, upstream, site)
@@ -157,18 +171,21 @@ def _maps_scores(other: Site, upstream: set[Call | None], site: Site) -> bool:
     return other.mechanism != "threshold"
 
 
-def _kept(site: Site, scores: set[int], trace: Trace) -> set[Call]:
+def _kept(site: Site, scores: set[int]) -> set[Call]:
     """Return the calls that see nothing computed but what the truncation kept and the scores themselves."""
-    kept = {out.id for call in site.members for out in call.outputs}
-    found: set[Call] = set()
-    for call in trace.calls:
+    first = site.first
+    starts = [out for call in site.members for out in call.outputs]
+    kept = {out.id for out in starts}
+
+    def accepts(call: Call) -> bool:
         inputs = [v for v in call.inputs if computed(v)]
-        if call.id <= site.first or not any(v.id in kept for v in inputs) or not _keeps(call):
-            continue
-        if all(v.id in kept or v.id in scores for v in inputs):
-            found.add(call)
-            kept.update(out.id for out in call.outputs)
-    return found
+        if call.id <= first or not any(v.id in kept for v in inputs) or not _keeps(call):
+            return False
+        whole = all(v.id in kept or v.id in scores for v in inputs)
+        kept.update(out.id for out in call.outputs if whole)
+        return whole
+
+    return onward(starts, accepts)
 
 
 def _keeps(call: Call) -> bool:

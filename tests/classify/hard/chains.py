@@ -156,7 +156,7 @@ def viterbi_decoding():
     return Net(forward, emit=nn.Linear(16, 5), transitions=torch.randn(5, 5)), seq()
 
 
-@case(softmax(4), softmax(4), also=[[softmax(4), kernel(4)]])
+@case(softmax(4), softmax(4), also=[[softmax(4), kernel(4)], [softmax(4), kernel(4), kernel(4)]])
 def hidden_markov_forward_scaled():
     """Probabilities rescaled to one at every step, the log of the scales added up."""
 

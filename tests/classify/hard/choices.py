@@ -288,7 +288,7 @@ def activations_at_least_the_kth():
     return Net(forward, fc=nn.Linear(16, 12), o=nn.Linear(12, 4)), vec()
 
 
-@case(truncation(12))
+@case(truncation(12), softmax(12), also=[[truncation(12)]])
 def nucleus_of_the_distribution():
     def forward(m, x):
         z = m.fc(x)
