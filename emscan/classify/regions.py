@@ -32,6 +32,7 @@ KINKED = frozenset(
 _AFFINE = (
     frozenset(f"aten.{name}" for name in "add sub rsub mul div neg negative multiply divide subtract".split()) | PASS
 )
+_UNIT_SCALES = frozenset(f"aten.{name}" for name in "add sub mul multiply div divide subtract".split())
 CLAMPS = frozenset(f"aten.{name}" for name in "clamp clamp_min clamp_max clip maximum minimum max min".split())
 
 
@@ -187,6 +188,8 @@ class Regions:
         if not call.outputs or not _entrywise(call) or call.id in self._biases:
             return None
         bases = {self._base[v.id] for v in call.inputs if is_variable(v)}
+        if len(bases) == 1 and self._scales_units(call, next(iter(bases))):
+            return None
         if len(bases) != 1 or not is_variable(call.out):
             return None
         base = bases.pop()
@@ -198,6 +201,20 @@ class Regions:
             if base.floating and not base.dtype.is_complex and call.out.shape == base.shape and not any(others)
             else None
         )
+
+    def _scales_units(self, call: Call, base: Value) -> bool:
+        """Whether a call shifts or scales, unit by unit, all that there is of a region so far: what follows is a
+        function of the result, and the same one for every unit."""
+        if call.op not in _UNIT_SCALES or len(call.inputs) != 2 or call.in_place:
+            return False
+        varied = [v for v in call.inputs if is_variable(v)]
+        plain = [v for v in call.inputs if v.param and not v.data and math.prod(v.shape) > 1]
+        if len(varied) != 1 or len(plain) != 1 or varied[0].users != [call]:
+            return False
+        if varied[0] is base:
+            return True
+        so_far = self.region(varied[0]).calls
+        return all(user in so_far for made in (base, *(c.out for c in so_far[:-1])) for user in made.users)
 
     def inside(self, call: Call, base: Value) -> bool:
         """Whether ``call`` continues the region of ``base``."""

@@ -80,23 +80,18 @@ def _flat_intervals(curve: Curve) -> list[tuple[float, float]]:
 
 def _bends(curve: Curve) -> list[float]:
     """Places where the slope leaves zero, to the precision of doubles."""
-    still = (curve.slope == 0).tolist()
-    found = []
-    for index in range(len(still) - 1):
-        if still[index] == still[index + 1]:
-            continue
-        low, high = float(curve.z[index]), float(curve.z[index + 1])
-        for _ in range(80):
-            middle = (low + high) / 2
-            if not min(low, high) < middle < max(low, high):
-                break
-            _, slope, _ = curve._derivatives(torch.tensor([middle], dtype=torch.float64))
-            if (float(slope[0]) == 0) == still[index]:
-                low = middle
-            else:
-                high = middle
-        found.append((low + high) / 2)
-    return found
+    still = curve.slope == 0
+    before = (still[1:] != still[:-1]).nonzero()[:, 0]
+    if not len(before):
+        return []
+    low, high, flat = curve.z[before], curve.z[before + 1], still[before]
+    parts = torch.linspace(0, 1, 17, dtype=low.dtype)
+    for _ in range(16):
+        places = torch.lerp(low[:, None], high[:, None], parts)
+        slope = curve._derivatives(places[:, 1:-1].flatten())[1].view(len(low), -1)
+        kept = ((slope == 0) == flat[:, None]).cumprod(1).sum(1, keepdim=True)  # parts that are still as the low end is
+        low, high = places.gather(1, kept)[:, 0], places.gather(1, kept + 1)[:, 0]
+    return ((low + high) / 2).tolist()  # type: ignore[no-any-return]
 
 
 def _tidy(number: float) -> float:
