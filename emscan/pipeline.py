@@ -10,10 +10,11 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from emscan import rules
 from emscan._version import __version__
@@ -28,6 +29,7 @@ from emscan.load.unsafe import foreign_code
 from emscan.measure import Meter, meter_for
 from emscan.probe import Batch, Probe, from_python, open_probe
 from emscan.probe.batch import part
+from emscan.probe.configured import configured, has_configuration
 from emscan.probe.layout import sequence_first
 from emscan.report.document import (
     Alternatives,
@@ -41,15 +43,18 @@ from emscan.report.document import (
     Thresholds,
     Unclassified,
 )
-from emscan.state import undisturbed
+from emscan.shapeless import lacks_weights, shapeless
+from emscan.state import afresh, undisturbed, unwrapped
 from emscan.trace.follow import Taps, follow
 from emscan.trace.footprint import activation_bytes
 from emscan.trace.graph import Trace
+from emscan.trace.leaves import named_state, parameter_names
 from emscan.trace.record import named_inputs, record
 
 Progress = Callable[[int, int | None], None]
 _KEPT = 1 << 29  # bytes of values that discovery keeps at most
 _FEW = 8  # samples that discovery looks at, at most
+_STRUCTURE = 2  # samples that show the structure of a model without weights
 _DISCOVERIES = 16  # batches that may bring new branches before the rest is left unclassified
 
 
@@ -69,6 +74,7 @@ class _Audit:
     model: nn.Module
     thresholds: Thresholds
     objective: str
+    weights: bool = True  # without them there is nothing to measure
     rows: dict[object, _Measured] = field(default_factory=dict)
     order: list[object] = field(default_factory=list)
     taps: Taps = field(default_factory=Taps)
@@ -80,7 +86,7 @@ class _Audit:
         """Trace part of a batch, classify it and start to watch what is new."""
         self.discoveries += 1
         trace, targets = self._record(batch, few)
-        names = [name for name, _ in self.model.named_parameters()]
+        names = parameter_names(self.model)
         found = classify(trace, names, objective_name=self.objective, targets=targets, all_targets=batch.targets)
         if few and trace.inputs and _over_samples(found, self._sample_axis(batch)):
             del trace, found  # the samples themselves compete: K is the length of the batch, not of a part of it
@@ -111,17 +117,19 @@ class _Audit:
         if few and count < batch.samples and all(t.dim() > axis and t.shape[axis] == batch.samples for t in inputs):
             with contextlib.suppress(Exception):  # a model may insist on the batch size it was exported with
                 cut = part(batch, 0, count, axis)
-                return record(self.model, cut.args, cut.kwargs, budget=_KEPT), cut.targets
-        return record(self.model, batch.args, batch.kwargs, budget=_KEPT), batch.targets
+                with afresh(self.model, rehearsal=True):
+                    return record(self.model, cut.args, cut.kwargs, budget=_KEPT), cut.targets
+        with afresh(self.model, rehearsal=True):
+            return record(self.model, batch.args, batch.kwargs, budget=_KEPT), batch.targets
 
     def _adopt(self, row: Row, found: Classification, place: int, first: bool) -> int:
         """Add a row, or further calls of one that is known; return where the next one belongs."""
         known = self.rows.get(row.key)
         if known is None:
-            meter = meter_for(row.site, self.thresholds) if row.site is not None else None
+            meter = meter_for(row.site, self.thresholds) if row.site is not None and self.weights else None
             known = self.rows[row.key] = _Measured(row, meter)
             self.order.insert(place if not first else len(self.order), row.key)
-            if row.site is not None and row.site.verdict == "em":
+            if row.site is not None and row.site.verdict == "em" and self.weights:
                 known.evidence = gather(row.site, found.trace, self.thresholds.evidence)
             new = row.sites
         else:
@@ -136,7 +144,7 @@ class _Audit:
 
     def measure(self, batch: Batch) -> None:
         """Run one batch under the taps; look again at a batch that takes branches not seen before."""
-        _, unseen = follow(self.model, batch.args, batch.kwargs, self.taps, COMPETITIVE)
+        unseen = self._follow(batch)
         if not unseen:
             return
         if self.discoveries >= _DISCOVERIES:
@@ -145,9 +153,14 @@ class _Audit:
         before = self.taps
         self.taps = Taps(known=before.known)
         self.discover(batch, few=False)
-        follow(self.model, batch.args, batch.kwargs, self.taps, COMPETITIVE)
+        self._follow(batch)
         _add(before, self.taps)
         self.taps = before
+
+    def _follow(self, batch: Batch) -> set[str]:
+        """Run one batch under the taps; return the operators in computations not seen before."""
+        with afresh(self.model):
+            return follow(self.model, batch.args, batch.kwargs, self.taps, COMPETITIVE)[1]
 
     def _leave(self, unseen: set[str]) -> None:
         """Count operators in branches that came too late to be looked at: the audit is inconclusive about them."""
@@ -223,17 +236,20 @@ def run(
     limits = thresholds or Thresholds()
     if loaded.module is None:
         return _finished(_blank(loaded, probe, device, limits))
-    model = loaded.module
-    audit = _Audit(model, limits, objective)
+    model = _unwrapped(loaded.module)
+    audit = _Audit(model, limits, objective, loaded.info.weights)
     quiet = foreign_code() if loaded.info.path is not None else contextlib.nullcontext()
     if probe is None:
         raise UsageError("no probe", "give inputs")
-    with undisturbed(model, seed), quiet:
+    with undisturbed(model, seed), quiet, running(model):
         for done, batch in enumerate(probe):
             try:
                 if done == 0:
-                    _check_memory(model, batch, max_memory, from_file=loaded.info.path is not None)
+                    if audit.weights:
+                        _check_memory(model, batch, max_memory, from_file=loaded.info.path is not None)
                     audit.discover(batch, few=True)
+                if not audit.weights:
+                    break  # what further batches would bring is numbers
                 audit.measure(batch)
             except EmscanError:
                 raise
@@ -248,6 +264,29 @@ def run(
     report.coverage = audit.coverage
     report.layers = [_layer(index, audit.rows[key], probe.info.samples) for index, key in enumerate(audit.order)]
     return _finished(report)
+
+
+def probe_for(
+    module: nn.Module,
+    spec: str | None,
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    trust: bool = False,
+) -> Probe:
+    """Return the probe that ``spec`` names, as `open_probe`; for structure alone a few samples are enough."""
+    with running(module):
+        if spec is None and lacks_weights(module) and has_configuration(module):
+            made = configured(module, _STRUCTURE, seed)
+            info = ProbeInfo(f"synthetic: {made.describe()}", synthetic=True, seed=seed)
+            return Probe(info, lambda: iter([Batch((), made.values, None, made.samples)]), 1)
+        return open_probe(spec, module, batch_size=batch_size, seed=seed, device=device, trust=trust)
+
+
+def running(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Let a model whose weights are on the meta device be run in the body, by its structure alone."""
+    return shapeless(model) if lacks_weights(model) else contextlib.nullcontext()
 
 
 def _own(error: Exception) -> bool:
@@ -333,13 +372,15 @@ def _layer(index: int, measured: _Measured, samples: int) -> Layer:
     layer.flags = list(dict.fromkeys(flag for s in row.sites for flag in s.flags))
     notes = [row.note] if row.note else []
     if site.sink:
-        notes.append("one alternative is a sink of fixed energy")
+        notes.append(f"one alternative is a sink of {'learned' if site.learned_sink else 'fixed'} energy")
     if site.kind == "batch":
         notes.append("the softmax runs over the batch")
     layer.note = "; ".join(dict.fromkeys([*notes, *site.notes])) or None
     if measured.meter is not None:
         layer.components, layer.responsibility, flags = measured.meter.finish(samples)
         layer.flags += [flag for flag in flags if flag not in layer.flags]
+        if "uneven" in flags:
+            layer.note = "; ".join(filter(None, [layer.note, "the number of units changes with the input: not measured"]))
     return layer
 
 
@@ -362,12 +403,14 @@ def audit(
     Raises EmscanError (UsageError, ProbeError, ModelError) with a message and a hint.
     """
     module = _as_module(model)
-    info = ModelInfo(None, _format_of(model), None, sum(p.numel() for p in module.parameters()), False)
-    where = str(next((p.device for p in module.parameters()), "cpu"))
-    if inputs is None:
-        probe = open_probe(None, module, batch_size=batch_size, seed=seed, device=where)
-    else:
-        probe = from_python(inputs, targets, module, batch_size=batch_size, seed=seed)
+    size = sum(tensor.numel() for kind, _, tensor in named_state(module) if kind == "param")
+    info = ModelInfo(None, _format_of(model), None, size, False, weights=not lacks_weights(module))
+    with running(module):
+        where = str(next((p.device for p in module.parameters()), "cpu"))
+        if inputs is None:
+            probe = probe_for(module, None, batch_size=batch_size, seed=seed, device=where)
+        else:
+            probe = from_python(inputs, targets, module, batch_size=batch_size, seed=seed)
     return run(
         LoadedModel(module, None, info, []), probe, objective=objective or "auto", device=where, seed=seed,
         thresholds=thresholds, max_memory=max_memory, progress=progress,
@@ -376,12 +419,25 @@ def audit(
 
 def _as_module(model: Any) -> nn.Module:
     if isinstance(model, torch.export.ExportedProgram):
-        return model.module()
-    inner = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    if not isinstance(inner, nn.Module):
+        try:
+            return model.module()
+        except Exception as error:  # a part called "code", for one, which torch's graphs use for themselves
+            found = user_error(error, "unpacking the exported program")
+            raise ModelError(found.message, "audit the module that it was exported from") from error
+    if not isinstance(model, nn.Module):
         raise UsageError(
             f"cannot audit a {type(model).__name__}", "give an nn.Module, a ScriptModule or an ExportedProgram"
         )
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ModelError("the model has lazy layers, whose weights do not exist yet", "run it once on an input first")
+    return _unwrapped(model)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Return the network inside wrappers that compile it or spread it over devices: its parameters have their names."""
+    inner = unwrapped(module)
+    if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(cast(nn.Module, inner.module))
     return inner
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.jit._fuser import optimized_execution
+from torch.jit._trace import TopLevelTracedModule
 
-_TABLES = ("_parameters", "_buffers", "_modules")
+# Mappings that are restored in place; hooks too, as a library may install its own on the first run.
+_TABLES = (
+    "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
 
 
 @contextmanager
@@ -22,20 +31,28 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     afterwards. ``train()`` and ``eval()`` are not called: users override them.
     """
     modules = list(model.modules())
-    modes = [module.training for module in modules]
+    # A frozen ScriptModule has no mode; that of an exported graph says only in which one the graph was taken.
+    modes = [None if keeps_mode(module) else getattr(module, "training", None) for module in modules]
     scripted = [isinstance(module, torch.jit.ScriptModule) for module in modules]
     attributes = [None if s else _attributes(m) for m, s in zip(modules, scripted, strict=True)]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     generators = _generators()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        for module in modules:
-            module.training = False
+        for module, mode in zip(modules, modes, strict=True):
+            if mode is not None:
+                module.training = False
+        for module, saved in zip(modules, attributes, strict=True):
+            if saved is not None:
+                module._modules.update(
+                    {name: unwrapped(child) for name, child in saved["_modules"].items() if child is not None}
+                )
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.backends.mha.set_fastpath_enabled(False)  # one fused operator would hide attention and gate
-        yield
+        with uncompiled():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         _restore_generators(generators)
@@ -43,11 +60,65 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
             if saved is not None:
                 _restore_attributes(module, saved)
         for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+            if mode is not None:
+                module.training = mode
         for buffer, saved_buffer in buffers:
             if not _same(buffer, saved_buffer):
                 with torch.no_grad():
                     buffer.copy_(saved_buffer)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile``'s wrappers."""
+    inner = getattr(module, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else module
+
+
+def keeps_mode(module: nn.Module) -> bool:
+    """Whether the module is a graph (exported, or traced by TorchScript) whose ``train()`` and ``eval()`` do nothing."""
+    exported = isinstance(module, torch.fx.GraphModule) and {"train", "eval"} <= vars(module).keys()
+    return exported or isinstance(module, TopLevelTracedModule)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run what ``torch.compile`` has compiled as the Python code that it was made from, and TorchScript operator by
+    operator: optimized code calls other operators than those that the model is written in, or none.
+
+    The compiler is not imported for this: where it is not loaded yet, nothing is compiled yet, and what the model
+    compiles during the run is covered by the variable that the compiler reads.
+    """
+    name = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(name)
+    loaded = "torch._dynamo" in sys.modules
+    stance = torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext()
+    os.environ[name] = "1"
+    try:
+        with stance, optimized_execution(False):
+            yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def afresh(model: nn.Module, *, rehearsal: bool = False) -> Iterator[None]:
+    """Run the body once; what the model then keeps in attributes is forgotten, so that the next pass computes it too.
+
+    ``rehearsal``: the next pass also draws the same random numbers.
+    """
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    saved = [_attributes(module) for module in modules]
+    generators = _generators() if rehearsal else None
+    try:
+        yield
+    finally:
+        for module, attributes in zip(modules, saved, strict=True):
+            _restore_attributes(module, attributes)
+        if generators is not None:
+            _restore_generators(generators)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -83,9 +83,9 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
         if site.mechanism == "softmax":
             truncation.cut_by_scores(site)
     found = _absorb(found, trace)
-    reaching = _reaching(trace)
+    reaching, going = _reaching(trace), _reaching(trace, stopped=False)
     for site in found:
-        _follow_gradient(site, reaching)
+        _follow_gradient(site, reaching, going)
     return [site for site in found if _live(site, trace)]
 
 
@@ -214,16 +214,16 @@ def _live(site: Site, trace: Trace) -> bool:
     return any(trace.is_live(call) or selection.read_by_python(call) for call in site.members)
 
 
-def _reaching(trace: Trace) -> set[int] | None:
+def _reaching(trace: Trace, *, stopped: bool = True) -> set[int] | None:
     """Return the ids of the values from which a gradient path leads to a floating output; None if there is none.
 
-    A model that returns indices alone passes no gradient from there: its loss is taken elsewhere.
+    ``stopped``: a path ends where the model stops gradients; without it, only indices and masks end one. A model that returns indices alone passes no gradient from there: its loss is taken elsewhere.
     """
     queue = [v for v in trace.outputs if v.floating]
     reaching = {v.id for v in queue}
     for value in queue:
         call = value.call
-        if call is None or not value.floating or call.op == "aten.detach" or call.no_grad:
+        if call is None or not value.floating or (stopped and (call.op == "aten.detach" or call.no_grad)):
             continue
         for parent in call.inputs:
             if parent.id not in reaching:
@@ -232,7 +232,7 @@ def _reaching(trace: Trace) -> set[int] | None:
     return reaching or None
 
 
-def _follow_gradient(site: Site, reaching: set[int] | None) -> None:
+def _follow_gradient(site: Site, reaching: set[int] | None, going: set[int] | None) -> None:
     """Find from the graph whether the posterior reaches the output, or its energies the parameters, with gradient."""
     if site.verdict != "em" or not site.members:
         return
@@ -240,6 +240,9 @@ def _follow_gradient(site: Site, reaching: set[int] | None) -> None:
     reached = reaching is None or site.emitted.id in reaching
     if stopped or not reached or cut_off(site.energies):
         site.differentiable = False
+        if going is not None and site.emitted.id not in going:
+            site.notes.append("only indices or masks made from it go forward: no gradient comes back, in this run")
+            return
         site.flags.append("detached")
         site.notes.append("the posterior is detached: no gradient flows through it, so the identity does not hold here")
 

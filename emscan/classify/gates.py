@@ -97,10 +97,10 @@ def _read(region: Region) -> Reading | None:
     if guards and all(is_guard(call) for call in region.calls if call.op in guards):
         skip |= frozenset(guards)
     curve = _curve(region, skip)
-    if curve is None:
-        return None
-    form = logistic.recognize(curve, operators)
     inner = next((call for call in region.calls if call.op in logistic.OPERATORS), None)
+    if curve is None:  # a function of a part of the line alone, like a logit
+        return _built_in(inner, None) if inner is not None else None
+    form = logistic.recognize(curve, operators)
     if form is not None and inner is None and not region.scalar and (part := _alike(region)) is not None:
         return part
     if form is not None and (inner is None or region.scalar):

@@ -16,6 +16,8 @@ def from_ratio(ratio: Ratio, regions: Regions) -> Site | None:
     of parameters and input both (a learned vector over its own sum is weight normalization)."""
     if exponent(ratio.weights) is not None or not (ratio.weights.data and ratio.weights.param):
         return None
+    if _choices(ratio.weights):
+        return None
     energies, inner = scores_of(ratio.weights, regions)
     return Site(
         "em", "kernel", "Normalized kernel", ratio.members | inner, energies, ratio.call.out,
@@ -24,6 +26,14 @@ def from_ratio(ratio: Ratio, regions: Regions) -> Site | None:
         axes=ratio.axes, op=next((c.op for c in inner), ratio.call.op), sink=ratio.sink, learned_sink=ratio.learned, guarded=ratio.guarded,
         weights=ratio.weights, weights_axes=ratio.axes, denominator=ratio.denominator,
     )  # fmt: skip
+
+
+def _choices(weights: Value) -> bool:
+    """Whether weights are zeros and ones: winners of another competition, counted, not shares."""
+    tensor = weights.tensor
+    if tensor is None or not bool((tensor.abs() < 1e-5).any()):
+        return False
+    return bool(((tensor.abs() < 1e-5) | ((tensor - 1).abs() < 1e-5)).all())
 
 
 def scores_of(weights: Value, regions: Regions) -> tuple[Value, set[Call]]:

@@ -44,6 +44,19 @@ def parameters(call: Call) -> tuple[str, ...]:
     return tuple(found)
 
 
+def tables(call: Call) -> tuple[str, ...]:
+    """Return the names of the parameters and buffers that enter a call without the input's having part in them."""
+    found: dict[str, None] = {}
+    stack = [v for v in call.inputs if not v.data]
+    while stack:
+        item = stack.pop()
+        if item.leaf in {"param", "buffer"}:
+            found[item.name] = None
+        elif item.call is not None:
+            stack.extend(v for v in item.call.inputs if not v.data)
+    return tuple(found)
+
+
 def _weights(call: Call) -> list[Value]:
     """Return the operands that can be a layer's own: a cell's input may be a learned start, made of parameters alone."""
     if call.op in _ADDED_FIRST:

@@ -149,9 +149,13 @@ def _apply(call: Call, known: dict[int, Tensor], skip: frozenset[str]) -> Tensor
 
 
 def _representative(value: Value) -> Tensor:
-    """Return one number for a constant: its median; the side of a mask that lets values through."""
+    """Return one number for a constant: its median; the side of a mask that lets values through.
+
+    A weight that has no numbers changes nothing: zero where it is added, one elsewhere.
+    """
     if value.tensor is None or value.tensor.numel() == 0:
-        return torch.tensor(1.0, dtype=torch.float64)
+        added = bool(value.users) and all(user.op in {"aten.add", "aten.sub"} for user in value.users)
+        return torch.tensor(0.0 if added else 1.0, dtype=torch.float64)
     tensor = value.tensor.detach()
     if tensor.dtype == torch.bool:
         return tensor.flatten()[0].clone()

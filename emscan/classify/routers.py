@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from emscan.classify import selection
-from emscan.classify.flow import carries, computed, mixes, onward, source
+from emscan.classify.flow import ancestors, carries, computed, mixes, onward, source
 from emscan.classify.site import Site
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Value
@@ -22,11 +22,10 @@ def score_path(call: Call) -> bool:
 def as_router(site: Site, axes: Axes) -> bool:
     """Turn a selection into a router if its index selects an expert; say whether it did."""
     choice = site.chosen if site.chosen is not None else site.winner
-    if (
-        choice is None
-        or _over_positions(site, axes)
-        or not selection.is_router(choice, axes, site.count, site.energies)
-    ):
+    if choice is None or _over_positions(site, axes):
+        return False
+    routed = routing(list(ancestors(site.energies, score_path)))
+    if not selection.is_router(choice, axes, site.count, routed):
         return False
     site.mechanism, site.statistic, site.kind = "truncation", "top-k", "experts"
     if not site.label.startswith("Top-"):

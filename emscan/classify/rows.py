@@ -199,7 +199,7 @@ def _place(site: Site, axes: Axes, trace: Trace) -> None:
     if site.owner is None:
         site.owner = _maker_of_axis(site, axes) or owners.owner_of(site.energies)
     if site.owner is not None:
-        site.owner_names = owners.parameters(site.owner)
+        site.owner_names = owners.parameters(site.owner) or owners.tables(site.owner)
     elif site.energies.param and not site.energies.data:
         site.owner_names = _leaves(site.energies)
     if not site.members:  # what an objective adds knows its alternatives
@@ -246,7 +246,7 @@ def _maker_of_axis(site: Site, axes: Axes) -> Call | None:
         return None
     for value in ancestors(site.energies, lambda call: not owners.owns(call)):
         call = value.call
-        if call is not None and names & set(owners.parameters(call)) and any(v.data for v in call.inputs):
+        if call is not None and names & set(owners.tables(call)) and any(v.data for v in call.inputs):
             return call
     return None
 
@@ -271,6 +271,8 @@ def _kind(site: Site, axes: Axes, trace: Trace) -> tuple[AlternativeKind, bool]:
         return site.kind, False
     along = [dims[axis] for axis in site.axes]
     returned = {source(v).id for v in trace.outputs}
+    if site.mechanism in {"softmax", "kernel"} and _product_of_computed(energies):
+        return "keys", False
     if all(is_persistent(dim) for dim in along):
         if site.mechanism == "truncation":
             return ("experts" if site.kind == "experts" else "latents"), True
@@ -291,7 +293,7 @@ def _selected_kind(site: Site, returned: set[int]) -> AlternativeKind:
         for user, operand in descendants(site.chosen, index_arithmetic):
             table = [v for v in user.inputs if v is not operand]
             if user.op in LOOKUP or user.op in INDEXERS or user.op in CONTRACTION:
-                if any(not v.data and (v.param or v.leaf == "buffer") for v in table):
+                if any(not v.data and v.floating for v in table):
                     return "codes"  # rows of a table go forward, looked up or by one-hot product
         if source(site.chosen).id in returned:
             return "classes"
@@ -340,6 +342,11 @@ def _is_batch(along: list[Dim], trace: Trace, axes: Axes) -> bool:
         return False
     kept = {factor.origin for v in trace.outputs for dim in axes.of(v)[:1] for factor in dim}
     return bool(origins & kept) or not trace.outputs
+
+
+def _product_of_computed(energies: Value) -> bool:
+    product = _product(energies)
+    return product is not None and sum(computed(v) or _projected(v) for v in product.inputs) >= 2
 
 
 def _from_product(energies: Value) -> bool:

@@ -40,6 +40,7 @@ from emscan.trace.origins import is_binary_extremum, is_persistent, reduced_axes
 
 _NUMBERS = frozenset({"aten._local_scalar_dense", "aten.item"})
 _BAGS = frozenset({"aten.embedding_bag", "aten._embedding_bag"})  # mode 2 takes the maximum over a bag
+_STORES = frozenset({"aten.copy", "emscan.mutated", "aten.index_put", "aten.index_copy"})  # of a state that is kept
 _COUNTING = frozenset(
     f"aten.{name}" for name in "one_hot eq nonzero nonzero_numpy argwhere bincount histc sort argsort".split()
 )
@@ -164,13 +165,15 @@ def _winner(call: Call) -> Value | None:
 
 def stabilizes(call: Call) -> bool:
     """Whether an extremum is used inside exponents alone, and subtracted there: a running maximum of scores."""
-    subtracted = False
+    subtracted = raised = False
     for user, operand in descendants(call.out, _inside_exponent):
         if _inside_exponent(user):
             subtracted = subtracted or (user.op in {"aten.sub", "aten.neg"} and user.inputs[-1] is operand)
-        elif user.op not in EXPONENTIALS and user.op not in CREATES:
+        elif user.op in EXPONENTIALS:
+            raised = True
+        elif user.op not in CREATES and user.op not in _STORES:
             return False
-    return subtracted
+    return subtracted and raised
 
 
 def _inside_exponent(call: Call) -> bool:
@@ -223,17 +226,16 @@ def _related(value: Value, scores: Value) -> bool:
     return same(source(value), scores)
 
 
-def is_router(chosen: Value, axes: Axes, count: int | None, scores: Value | None = None) -> bool:
+def is_router(chosen: Value, axes: Axes, count: int | None, routed: set[Call]) -> bool:
     """Whether chosen indices select an expert's parameters or an expert's output.
 
     Parameters that are looked up are an expert's if they then act on the input (a contraction), a code's if they go
     forward themselves. Rows of the input that are sorted out by the chosen index and then meet parameters are an
-    expert's input. ``scores``: what a mask of the winner may be multiplied with on the way.
+    expert's input. ``routed``: the calls that see nothing but the scores and what is made of them.
     """
 
     def passes(call: Call) -> bool:
-        kept = call.op in PRODUCTS and scores is not None and any(same(source(v), source(scores)) for v in call.inputs)
-        return kept or index_arithmetic(call)
+        return call in routed or index_arithmetic(call)
 
     columns: dict[int, set[tuple[str, ...]]] = {}  # a column of a choice -> the layers whose outputs it multiplies
     for user, operand in descendants(chosen, passes):
@@ -339,7 +341,12 @@ def _selects_experts(user: Call, others: list[Value], axes: Axes, count: int | N
     """Whether a one-hot choice meets parameters: in the same contraction, in the next layer, or in K experts' outputs."""
     if any(v.param and not v.data for v in others):
         return True
-    return _meets_parameters(user.out) or _mixes_experts(others, axes, count)
+    if _mixes_experts(others, axes, count):
+        return True
+    # one number for a whole row of an expert's input; a mask of single features is no router
+    wide = user.op in CONTRACTION or any(math.prod(v.shape) > math.prod(user.out.shape) // 2 for v in others)
+    narrow = user.op in CONTRACTION or any(math.prod(v.shape) < math.prod(user.out.shape) for v in user.inputs)
+    return wide and narrow and _meets_parameters(user.out)
 
 
 def _mixes_experts(others: list[Value], axes: Axes, count: int | None) -> bool:

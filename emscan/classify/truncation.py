@@ -29,7 +29,7 @@ def ranked(trace: Trace, claimed: set[Call]) -> list[Site]:
         axis = (call.arg("dim", -1) if call.arg("dim", -1) is not None else -1) % rank - rank
         kept = _keeps_of(call, axis)
         count = scores.shape[axis]
-        if kept is None or kept >= count:
+        if kept is None or not 0 < kept < count:
             continue
         chosen = next((out for out in call.outputs if not out.floating), None)
         site = Site(

@@ -7,6 +7,7 @@ what comes out is checked once more (`graph`). The bytes that are checked are th
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from emscan.load.source import RefusalError, Source
 from emscan.load.target import build, user_error
 from emscan.load.weights import find_model, fit, strip_prefixes
 from emscan.report.document import ModelInfo
+from emscan.shapeless import lacks_weights
 
 __all__ = ["LoadedModel", "load"]
 
@@ -41,7 +43,7 @@ class LoadedModel:
 
 
 def load(path: str, *, model_target: str | None = None, trust: bool = False, device: str = "cpu") -> LoadedModel:
-    """Load the model file at ``path``; modules keep the mode (training or not) in which they were saved.
+    """Load the model file or Hugging Face folder at ``path``; modules keep the mode (training or not) in which they were saved.
 
     ``model_target``: the architecture for weights, `package.module:callable` or `path/to/file.py:callable`.
     ``trust``: load what can run code. ``info.parameters`` counts elements. Raises LoadError where the file cannot or
@@ -49,9 +51,7 @@ def load(path: str, *, model_target: str | None = None, trust: bool = False, dev
     """
     options = Options(trust, _device(device))
     try:
-        if Path(path).is_dir():
-            raise RefusalError(describe_folder(Path(path)), "give the file inside that holds the weights")
-        source = Source.read(path)
+        source = _source(path)
         file_format = detect(source, formats())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -70,8 +70,21 @@ def load(path: str, *, model_target: str | None = None, trust: bool = False, dev
     except RefusalError as error:
         raise LoadError(f"cannot load {path}: {error.reason}", error.hint) from None
     kind = ("-module" if saved_whole else "-state-dict") if file_format.either else ""
-    info = ModelInfo(path, file_format.name + kind, source.sha256, _count(module, weights), content.trusted)
+    info = ModelInfo(
+        path, file_format.name + kind, content.sha256 or source.sha256, _count(module, weights), content.trusted,
+        weights=module is None or not lacks_weights(module),
+    )  # fmt: skip
     return LoadedModel(module, weights if module is None else None, info, notes + more)
+
+
+def _source(path: str) -> Source:
+    """Return the file at ``path``; for a folder, the file in it that says what the folder holds."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return Source.read(path)
+    if not (folder / "config.json").exists():
+        raise RefusalError(describe_folder(folder), "give the file inside that holds the weights")
+    return dataclasses.replace(Source.read(str(folder / "config.json")), folder=folder)
 
 
 def _architecture(target: str, weights: dict[str, Tensor], options: Options) -> tuple[nn.Module, list[str]]:

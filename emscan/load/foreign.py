@@ -7,7 +7,7 @@ from pathlib import Path
 from emscan.load.source import ZIP_MAGIC, Source
 
 READABLE = (
-    "emscan reads files of torch.save, .safetensors, TorchScript and torch.export; "
+    "emscan reads files of torch.save, .safetensors, TorchScript, torch.export and Hugging Face folders; "
     "save the model as one of these"
 )  # fmt: skip
 
@@ -58,8 +58,6 @@ def describe(source: Source) -> tuple[str, str]:
 
 def describe_folder(path: Path) -> str:
     """Return what a folder looks like."""
-    if (path / "config.json").exists():
-        return "it is a Hugging Face folder, which emscan does not load yet"
     if (path / "saved_model.pb").exists():
         return "it is a TensorFlow SavedModel"
     return "it is a folder"

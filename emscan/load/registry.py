@@ -25,11 +25,15 @@ class Options:
 
 @dataclass
 class Content:
-    """What a file holds: ``value`` a module, or nested containers of tensors that `weights` makes sense of."""
+    """What a file holds: ``value`` a module, or nested containers of tensors that `weights` makes sense of.
+
+    ``sha256``: of all files that were read, where there were more than the one.
+    """
 
     value: Any
     trusted: bool = False
     notes: list[str] = field(default_factory=list)
+    sha256: str | None = None
 
 
 class Format(ABC):

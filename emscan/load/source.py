@@ -30,12 +30,14 @@ class UnsafeError(RefusalError):
 
 @dataclass(frozen=True)
 class Source:
-    """One file in memory. ``names``: the entries of a readable zip archive, None for any other file."""
+    """One file in memory. ``names``: the entries of a readable zip archive, None for any other file. ``folder``: the
+    folder that the user gave, where the file is what describes it."""
 
     path: str
     data: bytes
     sha256: str
     names: tuple[str, ...] | None
+    folder: Path | None = None
 
     @classmethod
     def read(cls, path: str) -> Source:

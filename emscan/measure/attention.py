@@ -80,7 +80,8 @@ class AttentionHeads:
                 found.see_scores(batch, part, scores)
         self._count(found)
         if output is not None:
-            norms = torch.linalg.vector_norm(output, dim=(-2, -1), dtype=torch.float32).reshape(-1, heads)
+            wide = torch.promote_types(output.dtype, torch.float32)
+            norms = torch.linalg.vector_norm(output, dim=(-2, -1), dtype=wide).reshape(-1, heads)
             self.norm += norms.double().sum(0).cpu()
             self.outputs += len(norms)
 

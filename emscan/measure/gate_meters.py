@@ -31,7 +31,22 @@ def unit_layout(value: Value, site: Site, axes: Axes) -> Layout:
     return layout_of(axes.of(value), site.owner_names, 1 if first and len(value.shape) > 1 else -1)
 
 
-class GateMeter:
+class _Watching:
+    """Hears values whose units are those of a layout; ``uneven`` once a value has others: they have no identity then."""
+
+    uneven = False
+
+    def _if_even(self, layout: Layout, listen: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        def hear(value: Tensor) -> None:
+            if layout.fits(value):
+                listen(value)
+            else:
+                self.uneven = True
+
+        return hear
+
+
+class GateMeter(_Watching):
     """Threshold and smooth gates."""
 
     def __init__(self, site: Site, thresholds: Thresholds) -> None:
@@ -52,7 +67,7 @@ class GateMeter:
             taps.on_value(
                 site.emitted.key,
                 (id(self), "output"),
-                lambda h: units.update_output(_numbers(layout.view(h)), layout.unit_dims),
+                self._if_even(layout, lambda h: units.update_output(_numbers(layout.view(h)), layout.unit_dims)),
             )
             return
         inner = unit_layout(site.energies, site, axes)
@@ -60,21 +75,22 @@ class GateMeter:
             inner = layout
         if form.output_tells and form.scalar and units.underflow is not None:
             signed, energy = (id(self), "output"), (id(self), "energy")
-            taps.on_value(site.emitted.key, signed, lambda h: units.update_signed(layout.view(h), layout.unit_dims))
-            taps.on_value(site.energies.key, energy, lambda z: units.watch_underflow(inner.view(z), inner.unit_dims))
+            seen = self._if_even(layout, lambda h: units.update_signed(layout.view(h), layout.unit_dims))
+            taps.on_value(site.emitted.key, signed, seen)
+            seen = self._if_even(inner, lambda z: units.watch_underflow(inner.view(z), inner.unit_dims))
+            taps.on_value(site.energies.key, energy, seen)
             return
-        taps.on_value(
-            site.emitted.key, (id(self), "output"), lambda h: units.update_magnitude(layout.view(h), layout.unit_dims)
-        )
+        seen = self._if_even(layout, lambda h: units.update_magnitude(layout.view(h), layout.unit_dims))
+        taps.on_value(site.emitted.key, (id(self), "output"), seen)
         if form.scalar or not form.flat:
-            taps.on_value(
-                site.energies.key, (id(self), "energy"), lambda z: units.update_energy(inner.view(z), inner.unit_dims)
-            )
+            seen = self._if_even(inner, lambda z: units.update_energy(inner.view(z), inner.unit_dims))
         else:
             region = Region(site.energies, site.emitted, site.region)
-            taps.on_value(site.energies.key, (id(self), "energy"), lambda z: self._by_gradient(units, region, inner, z))
+            seen = self._if_even(inner, lambda z: self._by_gradient(units, region, inner, z))
+        taps.on_value(site.energies.key, (id(self), "energy"), seen)
 
     def _accumulator(self, rows: tuple[int, ...], form: GateForm) -> GateUnits:
+        self.uneven = self.uneven or (self._units is not None and len(self._units.rows) != len(rows))
         if self._units is None or len(self._units.rows) != len(rows):
             smooth = self._site.mechanism == "smooth-gate"
             slope = underflow(form.function, self._site.energies.dtype) if smooth else None
@@ -101,6 +117,8 @@ class GateMeter:
     def finish(self, samples: int) -> tuple[Components | None, Responsibility | None, list[str]]:
         """Return the row's components; gates have no responsibilities."""
         units, form = self._units, self._site.form
+        if self.uneven:
+            return None, None, ["uneven"]
         if units is None or form is None or not (units.values or units.magnitudes):
             return None, None, []
         found = units.components(self._thresholds, samples)
@@ -140,7 +158,7 @@ def _proved(site: Site) -> list[int]:
     return provably_dead(weight.tensor, shift, *ends, high, simplex=known.simplex and not convolution)
 
 
-class LogisticMeter:
+class LogisticMeter(_Watching):
     """Two-way competition inside units; one accumulator per set of rows, so that slices of one layer stay apart."""
 
     def __init__(self, site: Site, thresholds: Thresholds) -> None:
@@ -162,7 +180,10 @@ class LogisticMeter:
 
         def see(z: Tensor) -> None:
             gate = z.chunk(2, half)[1] if half is not None else z
-            part.update(layout.view(gate), layout.unit_dims, form.log_odds)
+            if layout.fits(gate):
+                part.update(layout.view(gate), layout.unit_dims, form.log_odds)
+            else:
+                self.uneven = True
 
         taps.on_value(site.energies.key, (id(self), "odds"), see)
 
@@ -188,6 +209,8 @@ class LogisticMeter:
     def finish(self, samples: int) -> tuple[Components | None, Responsibility | None, list[str]]:
         """Return components (frozen units, units dead by underflow) and responsibilities of the row."""
         parts = list(self._parts.values())
+        if self.uneven:
+            return None, None, ["uneven"]
         if not parts or not any(part.values for part in parts):
             return None, None, []
         whole = TwoWay.joined(parts, self._thresholds)

@@ -38,6 +38,17 @@ class Layout:
             place += width
         return tensor.reshape(sizes)
 
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a tensor, perhaps of another batch, has as many units as this layout."""
+        place = 0
+        for dim, width in enumerate(self.pattern):
+            part = self.shape[place : place + width]
+            fixed = math.prod(size for size in part if size is not None)
+            if tensor.shape[dim] % max(1, fixed) or (None not in part and tensor.shape[dim] != fixed):
+                return False
+            place += width
+        return True
+
     @property
     def count(self) -> int:
         """Number of units."""
@@ -51,7 +62,8 @@ def layout_of(dims: Dims, owner_names: tuple[str, ...], fallback: int = -1) -> L
     """
     origin = _unit_origin(dims, owner_names)
     if origin is None:
-        return _by_position(dims, fallback)
+        tied = [d for d, dim in enumerate(dims) if any(f.origin.kind == "param" for f in dim)]
+        return _by_position(dims, tied[0] if len(tied) == 1 else fallback)
     shape: list[int | None] = []
     pattern: list[int] = []
     units: list[tuple[int, Factor]] = []

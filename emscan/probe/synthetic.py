@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from emscan.errors import ProbeError
 from emscan.load.source import brief
 from emscan.probe.batch import Batch
+from emscan.probe.configured import configured, has_configuration
 from emscan.probe.guesses import Guess, guesses
 from emscan.probe.layout import exported_inputs, fixed_batch, parameter_device, parameter_dtype
 from emscan.probe.signature import match_ordered, signature
@@ -42,9 +43,20 @@ def synthesize(module: nn.Module, distribution: str, seed: int) -> Synthetic:
     """Return random inputs for ``module``, up to 256 samples, the same for the same seed.
 
     Floats are standard normal or uniform on [0, 1), integers uniform over the rows of the embedding that they index.
-    Raises ProbeError where no shape fits.
+    A model that carries a configuration is asked first, with fewer samples. Raises ProbeError where no shape fits.
     """
-    chosen = _choose(module, seed)
+    refusal = None
+    if has_configuration(module):
+        try:
+            made = configured(module, seed=seed, distribution=distribution)
+        except ProbeError as error:
+            refusal = error
+        else:
+            return Synthetic(Batch((), made.values, None, made.samples), 0, made.describe())
+    try:
+        chosen = _choose(module, seed)
+    except ProbeError as error:
+        raise refusal or error from None
     fixed = fixed_batch(module) or 1
     largest = max(math.prod(guess.shape) for guess in chosen)
     samples = max(16, min(SAMPLES, _MOST_ELEMENTS // largest))

@@ -56,7 +56,7 @@ def synthetic_probe(report: Report) -> Iterator[Hit]:
 
     What to do: give a few hundred real samples with --probe.
     """
-    if report.probe.synthetic and report.layers:
+    if report.probe.synthetic and report.layers and report.model.weights:
         yield Hit(
             "the probe is synthetic: verdicts hold, counts and statistics are indicative",
             help="give real samples with --probe",

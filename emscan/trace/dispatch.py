@@ -9,15 +9,18 @@ happened before it, such as which experts a batch has woken, does not change its
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import HigherOrderOperator
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-from emscan.trace import fused
+from emscan.trace import fused, higher, spelling, training
+from emscan.trace.leaves import Leaves, module_names
 from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, RECURRENT
 
 # Arguments that say what an operator does rather than how much data it does it to.
@@ -25,6 +28,7 @@ _KEYED = frozenset(
     {"dim", "dims", "dim0", "dim1", "axis", "start_dim", "end_dim", "equation", "approximate", "ord", "descending"}
     | {"largest", "return_indices", "is_causal", "reduce", "source", "destination"}
 )
+_KERNELS = {"_prelu_kernel": "prelu"}  # names of kernels that take the public operator's arguments
 LAYERS = CONTRACTION | LOOKUP | NORMALIZATION | frozenset(RECURRENT)
 Name = tuple[int, bool]  # key of a computation, and whether parameters and buffers alone went into it
 _KEYED_INDEX = frozenset({"select", "slice", "narrow", "chunk", "split", "split_with_sizes", "unbind"})
@@ -33,7 +37,10 @@ _KEYED_INDEX = frozenset({"select", "slice", "narrow", "chunk", "split", "split_
 @functools.lru_cache(maxsize=4096)
 def packet_name(func: Any) -> str:
     """Return ``namespace.operator``; an in-place operator has the name of its functional form where one exists."""
+    if not hasattr(func, "_schema"):  # a higher-order operator has none of its own
+        return f"higher_order.{func.name()}"
     namespace, _, name = func._schema.name.partition("::")
+    name = _KERNELS.get(name, name)
     base = name.removesuffix("_")
     if name.endswith("_") and not name.endswith("__") and hasattr(getattr(torch.ops, namespace), base):
         name = base
@@ -42,6 +49,8 @@ def packet_name(func: Any) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _keyed_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    if not hasattr(func, "_schema"):
+        return ()
     indexed = packet_name(func).rpartition(".")[2] in _KEYED_INDEX
     return tuple(
         (position, argument.name)
@@ -53,7 +62,7 @@ def _keyed_arguments(func: Any) -> tuple[tuple[int, str], ...]:
 @functools.lru_cache(maxsize=4096)
 def written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
     """Return position and name of the arguments that ``func`` writes to."""
-    if not func._schema.is_mutable:
+    if not hasattr(func, "_schema") or not func._schema.is_mutable:
         return ()
     return tuple(
         (position, argument.name)
@@ -75,10 +84,33 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
+def _takes_all(_x: Any, _dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> bool:
+    """Whether a slice is ``[:]``, which graphs write out where Python code has none."""
+    return start in (None, 0) and step == 1 and (end is None or end == sys.maxsize)
+
+
+def _with_numbers_as_tensors(func: Any, args: Any) -> Any:
+    """TorchScript hands over numbers in the place of tensors that hold a size."""
+    places = _tensor_arguments(func)
+    return [torch.tensor(x) if i in places and isinstance(x, int | float) else x for i, x in enumerate(args)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _tensor_arguments(func: Any) -> frozenset[int]:
+    arguments = func._schema.arguments if hasattr(func, "_schema") else ()
+    return frozenset(i for i, argument in enumerate(arguments) if str(argument.type) == "Tensor")
+
+
 def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors in arguments or outputs, in order; dataclasses and objects with fields included."""
-    if isinstance(tree, Tensor):
+    """Yield the tensors in arguments or outputs, in order; dataclasses and objects with fields included. Of a tensor that
+    is made of tensors (nested, sharded, quantized ones), these: operators are called on them."""
+    if type(tree) is Tensor:
         yield tree
+    elif isinstance(tree, Tensor):
+        if is_traceable_wrapper_subclass(tree):
+            yield from (part for name in tree.__tensor_flatten__()[0] for part in tensors_in(getattr(tree, name)))
+        else:
+            yield tree
     elif isinstance(tree, dict):
         for item in tree.values():
             yield from tensors_in(item)
@@ -90,39 +122,6 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(tree, name, None))
 
 
-class Leaves:
-    """The tensors that exist before the run: parameters, buffers and inputs, found by identity of storage."""
-
-    def __init__(self, model: nn.Module, inputs: dict[str, Tensor]) -> None:
-        self.by_id: dict[int, tuple[str, str]] = {}
-        self.by_storage: dict[int, tuple[str, str]] = {}
-        self._alive: list[Tensor] = []
-        self.bare = next(iter(model.parameters()), None) is None
-        for kind, named in (("param", model.named_parameters()), ("buffer", model.named_buffers())):
-            for name, tensor in named:
-                self._add(kind, name, tensor)
-        for name, tensor in inputs.items():
-            self._add("input", name, tensor)
-
-    def _add(self, kind: str, name: str, tensor: Tensor) -> None:
-        self._alive.append(tensor)
-        self.by_id.setdefault(id(tensor), (kind, name))
-        if tensor.layout == torch.strided and tensor.numel():
-            self.by_storage.setdefault(storage_id(tensor), (kind, name))
-
-    def find(self, tensor: Tensor) -> tuple[str, str] | None:
-        """Return (kind, name) of the leaf that ``tensor`` is or is a view of."""
-        found = self.by_id.get(id(tensor))
-        if found is None and tensor.layout == torch.strided:
-            found = self.by_storage.get(storage_id(tensor))
-        return found
-
-
-def storage_id(tensor: Tensor) -> int:
-    """Return the identity of the memory behind a tensor."""
-    return int(tensor.untyped_storage()._cdata)
-
-
 class Tracker(TorchDispatchMode):
     """Follow every operator call of one forward pass. Subclasses see calls through ``before`` and ``after``."""
 
@@ -130,6 +129,8 @@ class Tracker(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         """Keep torch from importing its compiler for the sake of this mode: 800 modules, 70 MiB and seconds."""
         return False
+
+    supports_higher_order_operators = True
 
     def __init__(self, leaves: Leaves) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -189,21 +190,38 @@ class Tracker(TorchDispatchMode):
     # -- the pass itself ------------------------------------------------------------------------
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if types and any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # a tensor made of tensors calls operators on those, and they come here again
+        if self.leaves.taken_in_training:
+            args, kwargs = training.in_evaluation(func, args, kwargs)
         replacement = fused.DECOMPOSITIONS.get(func)
         if replacement is not None:
             with self:
-                return replacement(*args, **kwargs)
+                out = replacement(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        if isinstance(func, HigherOrderOperator) and higher.transparent(func):
+            with self:
+                return higher.unfolded(func, args, kwargs)
+        if func is torch.ops.aten.slice.Tensor and _takes_all(*args, **kwargs):
+            out = func(*args, **kwargs)
+            self._tag(out, *self._name(args[0]))
+            self.same(args[0], out)
+            return out
         inputs = [*tensors_in(args), *tensors_in(kwargs)]
+        if not inputs:
+            args = _with_numbers_as_tensors(func, args)
         names = [self._name(tensor) for tensor in inputs]
         pure = bool(names) and all(own for _, own in names)
-        if not pure and any(own for _, own in names) and packet_name(func) in LAYERS:
+        public, seen, named = spelling.public(func, args, kwargs)
+        if not pure and any(own for _, own in names) and packet_name(public) in LAYERS:
             names = [name for name in names if name[1]]
         if func is torch.ops.aten.detach.default:
             # factories detach what they made if somebody else still holds it, as a recorder does: no new name
             key = names[0][0]
         else:
-            key = hash((func, *self._static(func, args, kwargs), *(name for name, _ in names)))
-        call = self.before(func, key, args, kwargs, inputs)
+            key = hash((public, *self._static(public, seen, named), *(name for name, _ in names)))
+        call = self.before(public, key, seen, named, inputs)
         out = _run(func, args, kwargs)
         for position, name in written_arguments(func):
             target = args[position] if position < len(args) else kwargs.get(name)
@@ -213,7 +231,7 @@ class Tracker(TorchDispatchMode):
         outputs = list(tensors_in(out))
         for index, tensor in enumerate(outputs):
             self._tag(tensor, hash((key, index)) if index else key, pure)
-        self.after(call, func, key, args, kwargs, outputs)
+        self.after(call, public, key, seen, named, outputs)
         return out
 
     def _static(self, func: Any, args: Any, kwargs: Any) -> list[Any]:
@@ -223,6 +241,9 @@ class Tracker(TorchDispatchMode):
             if not isinstance(value, Tensor):
                 found.append(tuple(value) if isinstance(value, list) else value)
         return found
+
+    def same(self, tensor: Tensor, other: Tensor) -> None:
+        """See that ``other`` is ``tensor`` over again."""
 
     def before(self, func: Any, key: int, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
         """See a call before it runs; what is returned is handed to ``after``."""
@@ -237,7 +258,7 @@ def module_stack(model: nn.Module) -> Iterator[list[str]]:
 
     Global hooks, so that nothing is attached to the user's modules. Submodules of a ScriptModule call no hooks.
     """
-    names = {id(module): name for name, module in model.named_modules()}
+    names = module_names(model)
     stack: list[str] = []
 
     def enter(module: nn.Module, _args: Any) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from emscan.trace.dispatch import Leaves, Tracker, module_stack, packet_name, tensors_in
-from emscan.trace.graph import Trace
+from emscan.trace.dispatch import Tracker, module_stack, packet_name, tensors_in
+from emscan.trace.grad import without_gradients
+from emscan.trace.graph import Trace, substitute
+from emscan.trace.leaves import Leaves
 from emscan.trace.record import named_inputs
 
 ValueTap = Callable[[Tensor], None]
@@ -88,7 +90,8 @@ class Follower(Tracker):
     def after(self, call: Any, func: Any, key: int, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
         """Feed the taps of this call and of its outputs."""
         if call is not None:
-            self._hand_out("call", key, self._taps.calls[key], call, outputs[0] if len(outputs) == 1 else outputs)
+            out = outputs[0] if len(outputs) == 1 or _gives_one(func) else outputs  # a kernel may hand out more
+            self._hand_out("call", key, self._taps.calls[key], call, out)
         for index, tensor in enumerate(outputs):
             name = hash((key, index)) if index else key
             taps = self._taps.values.get(name)
@@ -104,9 +107,19 @@ class Follower(Tracker):
     def _hand_out(self, kind: str, key: int, taps: dict[object, Tap], *what: Any) -> None:
         turn = self._fired[kind, key]
         self._fired[kind, key] += 1
+        if any(tensor.is_mkldnn for tensor in tensors_in(list(what))):
+            what = substitute(
+                what, lambda leaf: leaf.to_dense() if isinstance(leaf, Tensor) and leaf.is_mkldnn else leaf
+            )
         for tap in taps.values():
             if turn % tap.period == 0:
                 tap.listen(*what)
+
+
+@functools.lru_cache(maxsize=4096)
+def _gives_one(func: Any) -> bool:
+    returns = func._schema.returns
+    return len(returns) == 1 and str(returns[0].type) == "Tensor"
 
 
 def follow(
@@ -114,7 +127,7 @@ def follow(
 ) -> tuple[list[Tensor], set[str]]:
     """Run one batch under the taps; return the model's output tensors and the operators in unseen computations."""
     inputs = named_inputs(args, kwargs)
-    with module_stack(model), torch.inference_mode():
+    with module_stack(model), without_gradients(model):
         follower = Follower(Leaves(model, inputs), taps, watched)
         follower.feed_inputs(inputs)
         with follower:

@@ -70,7 +70,7 @@ class Call:
         """Return an argument by its schema name; the schema's default, then ``default``, where it was not given."""
         if name in self.kwargs:
             return self.kwargs[name]
-        if self.func is None:
+        if not hasattr(self.func, "_schema"):
             return default
         for position, argument in enumerate(self.func._schema.arguments):
             if argument.name == name:

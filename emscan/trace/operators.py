@@ -20,12 +20,15 @@ _POINTWISE = _aten(
     "greater greater_equal less less_equal not_equal special_erf special_exp2 special_expm1 special_log1p arcsinh "
     "silu mish hardsigmoid hardtanh rrelu special_logit special_softmax_1 bernoulli special_erfc __and__ __or__ __xor__"
     " special_entr _conj _neg_view conj real imag view_as_real view_as_complex polar complex angle resolve_conj "
-    "resolve_neg feature_alpha_dropout native_dropout fake_quantize_per_tensor_affine"
+    "resolve_neg feature_alpha_dropout native_dropout fake_quantize_per_tensor_affine to_dense _to_dense to_mkldnn "
+    "floor_divide arccos arcsin arctan2 arccosh arctanh fabs isclose isreal degrees radians special_digamma special_psi "
+    "special_erfinv special_gammaln special_i0 special_polygamma special_sinc special_xlogy special_round cpu cuda pin_memory"
 )
 # Point-wise ones that only pass their first argument on, in another dtype, layout or graph.
 PASS = _aten(
     "to _to_copy contiguous clone detach type_as dropout alpha_dropout feature_dropout alias lift_fresh positive "
-    "float_power_1 resolve_conj resolve_neg feature_alpha_dropout native_dropout"
+    "float_power_1 resolve_conj resolve_neg feature_alpha_dropout native_dropout to_dense _to_dense to_mkldnn cpu cuda "
+    "pin_memory"
 )
 VIEW = _aten(
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t T mT mH numpy_T movedim "
@@ -34,13 +37,14 @@ VIEW = _aten(
     "unsafe_split_with_sizes as_strided flip roll repeat tile repeat_interleave rot90 pixel_shuffle pixel_unshuffle "
     "constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
     "replication_pad3d channel_shuffle tril triu im2col col2im _reshape_alias squeeze_ atleast_1d atleast_2d "
-    "atleast_3d diag diag_embed"
+    "atleast_3d diag diag_embed fliplr flipud diagflat dsplit row_stack native_channel_shuffle"
 )
 CONTRACTION = _aten(
     "linear matmul mm bmm mv dot addmm baddbmm addbmm addmv einsum conv1d conv2d conv3d conv_transpose1d "
     "conv_transpose2d conv_transpose3d convolution _convolution bilinear tensordot inner outer ger cdist "
     "_euclidean_dist _grouped_mm vdot kron chain_matmul linalg_multi_dot addr pairwise_distance cosine_similarity "
-    "_trilinear pdist cross linalg_cross"
+    "_trilinear pdist cross linalg_cross linalg_vecdot conv_tbc _scaled_mm _int_mm _weight_int4pack_mm _weight_int8pack_mm "
+    "_weight_int4pack_mm_for_cpu"
 )
 NORMALIZATION = _aten(
     "layer_norm batch_norm group_norm instance_norm rms_norm native_layer_norm native_batch_norm native_group_norm "
@@ -51,6 +55,7 @@ POOLING = _aten(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
     "_adaptive_avg_pool3d lp_pool1d lp_pool2d"
 )
+LIKE = _aten("expand_as view_as reshape_as type_as")  # the second operand lends its shape or dtype alone
 LOOKUP = _aten("embedding embedding_bag _embedding_bag")
 INDEXING = _aten(
     "index index_select gather take_along_dim take index_put _index_put_impl masked_select scatter scatter_add "
@@ -93,8 +98,9 @@ NEUTRAL = _aten(
     "triu_indices zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones "
     "new_full new_empty new_tensor empty_strided new_empty_strided empty_permuted zero fill normal uniform exponential "
     "random log_normal cauchy geometric one_hot nonzero nonzero_numpy argwhere bincount histc bucketize searchsorted "
-    "unique unique2 _unique2 unique_consecutive unique_dim item _local_scalar_dense equal is_nonzero isin allclose "
-    "cross upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d "
+    "max_unpool1d max_unpool2d max_unpool3d unique unique2 _unique2 unique_consecutive unique_dim item _local_scalar_dense equal is_nonzero isin allclose "
+    "_has_compatible_shallow_copy_type cross _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d "
+    "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d "
     "upsample_bicubic2d upsample_trilinear3d grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator "
     "fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn stft istft "
     "hann_window hamming_window multinomial poisson binomial set_ _assert_async _assert_scalar sym_size size "
@@ -103,8 +109,12 @@ NEUTRAL = _aten(
     "_assert_tensor_metadata sym_constrain_range_for_size copysign nll_dummy trapezoid gradient _pack_padded_sequence "
     "_pad_packed_sequence cholesky_solve linalg_solve_triangular matrix_exp linalg_matrix_exp sinc tensor_data "
     "linalg_pinv detach_ requires_grad_ lift_fresh_copy view_dtype cumulative_trapezoid pad_sequence "
-    "_nested_tensor_from_mask rename refine_names broadcast_tensors triplet_dummy logdet slogdet cov corrcoef"
+    "_nested_tensor_from_mask rename refine_names broadcast_tensors triplet_dummy logdet slogdet cov corrcoef "
+    "cholesky cholesky_inverse lu_solve lu_unpack matrix_power orgqr ormqr pinverse qr svd triangular_solve trapz geqrf "
+    "histogram bartlett_window blackman_window kaiser_window nonzero_static result_type multi_margin_loss sum_to_size"
 )
+# Linear algebra, transforms and questions about a tensor: nothing competes in any of them.
+_FAMILIES = ("prim.", "prims.device_put", "aten.linalg_", "aten._linalg_", "aten.fft_", "aten._fft_", "aten.is_")
 # Outputs hold no numbers of their inputs.
 CREATES = frozenset(
     f"aten.{name}"
@@ -137,4 +147,4 @@ def known(op: str) -> bool:
         VIEW, CONTRACTION, NORMALIZATION, POOLING, LOOKUP, INDEXING, JOIN, REDUCTION, LOG_PARTITION, SOFTMAX, SDPA,
         RECURRENT, MAX_POOL, EXTREMUM, RANKING, BINARY_EXTREMUM, LOSS, NEUTRAL, {"emscan.mutated", "aten.glu"},
     )  # fmt: skip
-    return any(op in table for table in tables) or pointwise(op) or op.startswith(("prim.", "prims.device_put"))
+    return any(op in table for table in tables) or pointwise(op) or op.startswith(_FAMILIES)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from emscan.trace.dispatch import Leaves, Tracker, module_stack, packet_name, storage_id, tensors_in, written_arguments
+from emscan.shapeless import is_shapeless
+from emscan.trace.dispatch import Tracker, module_stack, packet_name, tensors_in, written_arguments
+from emscan.trace.grad import GradMode, grad_mode, without_gradients
 from emscan.trace.graph import Call, Trace, Value, substitute, values_in
-from emscan.trace.operators import CREATES
+from emscan.trace.leaves import Leaves, plain_name, storage_id
+from emscan.trace.operators import CREATES, LIKE
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent.parent)
@@ -25,42 +26,6 @@ _RANDOM = frozenset(
         "log_normal cauchy geometric empty empty_like new_empty dropout bernoulli multinomial"
     ).split()
 )
-
-
-class GradMode:
-    """Whether the model is inside a ``no_grad`` block of its own, which an inference-mode run does not show otherwise."""
-
-    def __init__(self) -> None:
-        self.depth = 0
-
-    @property
-    def off(self) -> bool:
-        """Inside at least one block."""
-        return self.depth > 0
-
-
-@contextmanager
-def grad_mode() -> Iterator[GradMode]:
-    """Count the entries and exits of ``torch.no_grad`` while the body runs.
-
-    The class itself is watched: a function mode would see them too, but it changes which operators factories call.
-    """
-    watch = GradMode()
-    enter, leave = torch.no_grad.__enter__, torch.no_grad.__exit__
-
-    def entered(block: torch.no_grad) -> None:
-        watch.depth += 1
-        enter(block)
-
-    def left(block: torch.no_grad, *error: Any) -> None:
-        watch.depth -= 1
-        leave(block, *error)
-
-    torch.no_grad.__enter__, torch.no_grad.__exit__ = entered, left  # type: ignore[method-assign]
-    try:
-        yield watch
-    finally:
-        torch.no_grad.__enter__, torch.no_grad.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 class Recorder(Tracker):
@@ -80,6 +45,8 @@ class Recorder(Tracker):
         """Return the Value that stands for the present contents of ``tensor``."""
         value = self._values.get(id(tensor))
         if value is None:
+            if tensor.is_mkldnn and self.leaves.find(tensor) is None:  # kernels of optimized TorchScript run unseen
+                return self._unseen("mkldnn.unseen", tensor, [v for v in self.trace.values if v.data][-1:])
             return self._leaf(tensor)
         if tensor.layout == torch.strided:
             written = self._written.get(storage_id(tensor), [])
@@ -94,25 +61,44 @@ class Recorder(Tracker):
         value.leaf, value.name = kind, name
         # a network without parameters is all arithmetic on its input: energies come from there
         value.param, value.data = kind == "param" or (kind == "input" and self.leaves.bare), kind == "input"
-        value.flow = hash(
-            (kind, name or value.id, tuple(tensor.shape), tensor.storage_offset() if kind == "param" else 0)
-        )
+        value.flow = hash((kind, name or value.id, value.shape, tensor.storage_offset() if kind == "param" else 0))
         return value
 
+    def _unseen(self, op: str, tensor: Tensor, read: list[Value]) -> Value:
+        """A tensor that no operator made: an unknown one's, with weights that nobody knows, on ``read``."""
+        weights = Value(len(self.trace.values), (), tensor.dtype, hash(op), leaf="param", param=True)
+        self.trace.values.append(weights)
+        inputs = [weights, *read]
+        key = hash((op, len(self.trace.calls)))
+        self._finish(Call(len(self.trace.calls), op, None, tuple(inputs), {}, inputs, [], key), [tensor], key)
+        return self._values[id(tensor)]
+
+    def outputs(self, out: Any) -> list[Value]:
+        """Return the values that the model handed out. A model that leaves torch on its way (for NumPy) hands out
+        tensors that depend on nothing: then they come from whatever led nowhere."""
+        tensors = list(tensors_in(out))
+        values = [self.value_of(tensor) for tensor in tensors]
+        if any(value.data or value.param for value in values):
+            return values
+        loose = [v for v in self.trace.values if v.data and v.param and v.floating and not v.users]
+        return [self._unseen("numpy.unseen", tensor, loose) for tensor in tensors[:1] if loose] or values
+
     def _new(self, tensor: Tensor, key: int, call: Call | None = None, index: int = 0) -> Value:
-        value = Value(len(self.trace.values), tuple(tensor.shape), tensor.dtype, key, call, index)
+        value = Value(len(self.trace.values), _shape(tensor), tensor.dtype, key, call, index)
         self.trace.values.append(value)
         self._alive.append(tensor)
         self._values[id(tensor)] = value
-        if tensor.layout == torch.strided:
+        if tensor.layout == torch.strided and not tensor.is_nested:
             storage = storage_id(tensor)
             fresh = storage not in self._shared
             size = tensor.untyped_storage().nbytes() if fresh and call is not None else 0
-            if size <= self._budget:
+            if size <= self._budget and not is_shapeless(tensor):
                 self._budget -= size
                 value.tensor = tensor.detach() if tensor.requires_grad else tensor
                 self._shared[storage].append(value)
             self._seen[id(tensor)] = len(self._written.get(storage, ()))
+        elif tensor.is_mkldnn:
+            value.tensor = tensor.to_dense()
         return value
 
     def _mutated(self, tensor: Tensor, old: Value, writes: list[Value]) -> Value:
@@ -123,6 +109,14 @@ class Recorder(Tracker):
         self._finish(call, [tensor], key)
         return call.out
 
+    def same(self, tensor: Tensor, other: Tensor) -> None:
+        """Let ``other`` stand for the same value."""
+        value = self.value_of(tensor)
+        self._alive.append(other)
+        self._values[id(other)] = value
+        if other.layout == torch.strided and not other.is_nested:
+            self._seen[id(other)] = len(self._written.get(storage_id(other), ()))
+
     def before(self, func: Any, key: int, args: Any, kwargs: Any, inputs: list[Tensor]) -> Call:
         """Record the call's arguments, and keep what it is about to overwrite."""
 
@@ -130,9 +124,12 @@ class Recorder(Tracker):
             return self.value_of(leaf) if isinstance(leaf, Tensor) else leaf
 
         new_args, new_kwargs = substitute(tuple(args), to_value), substitute(dict(kwargs), to_value)
+        name = packet_name(func)
+        if any(tensor.is_nested for tensor in inputs):
+            name = f"nested.{name.rpartition('.')[2]}"  # no rule holds for it: it ends up among the unclassified
         call = Call(
             len(self.trace.calls),
-            packet_name(func),
+            name,
             func,
             new_args,
             new_kwargs,
@@ -186,9 +183,25 @@ class Recorder(Tracker):
             value = self._new(tensor, hash((key, index)) if index else key, call, index)
             value.flow = hash((flow, index))
             if not creates:
-                value.param = any(v.param for v in call.inputs)
-                value.data = any(v.data for v in call.inputs)
+                numbers = _numbers(call)
+                value.param = any(v.param for v in numbers)
+                value.data = any(v.data for v in numbers)
             call.outputs.append(value)
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape; of a nested tensor, the shape that it would have with padding."""
+    if not tensor.is_nested:
+        return tuple(tensor.shape)
+    sizes = tensor._nested_tensor_size()
+    return len(sizes), *sizes.amax(0).tolist()
+
+
+def _numbers(call: Call) -> list[Value]:
+    """Return the operands whose numbers an output is made of: not those that lend a shape, or are overwritten whole."""
+    if call.op in LIKE:
+        return call.inputs[:1]
+    return call.inputs[1:] if call.op == "aten.copy" and len(call.inputs) > 1 else call.inputs
 
 
 def _named(tree: Any) -> str:
@@ -213,15 +226,15 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, b
     """Run ``model(*args, **kwargs)`` once and return its Trace; at most ``budget`` bytes of values are kept."""
     inputs = named_inputs(args, kwargs)
     leaves = Leaves(model, inputs)
-    with module_stack(model) as stack, torch.inference_mode(), grad_mode() as grad:
+    with module_stack(model) as stack, without_gradients(model), grad_mode(model) as grad:
         recorder = Recorder(leaves, stack, grad, budget)
         for tensor in inputs.values():
             recorder.trace.inputs.append(recorder.value_of(tensor))
         with recorder:
             out = model(*args, **kwargs)
         trace = recorder.trace
-        trace.outputs = [recorder.value_of(tensor) for tensor in tensors_in(out)]
-    trace.modules = {name: type(module).__name__ for name, module in model.named_modules()}
+        trace.outputs = recorder.outputs(out)
+    trace.modules = {plain_name(name): type(module).__name__ for name, module in model.named_modules()}
     trace.mark_live()
     return trace
 

@@ -85,8 +85,6 @@ def test_paths(tmp_path, written, monkeypatch):
     assert refusal(str(tmp_path / "absent.pt")) == "there is no such file; check the path"
     hint = "give the file inside that holds the weights"
     assert refusal(str(tmp_path)) == f"it is a folder; {hint}"
-    (tmp_path / "config.json").write_text("{}")
-    assert refusal(str(tmp_path)) == f"it is a Hugging Face folder, which emscan does not load yet; {hint}"
     os.mkfifo(tmp_path / "pipe")
     assert refusal(str(tmp_path / "pipe")) == "it is no regular file; give the path of a model file"
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
