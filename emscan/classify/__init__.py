@@ -9,6 +9,7 @@ from torch import Tensor
 from emscan.classify import gates, kernel, means, objective, pairs, ratios, routers, selection, softmax, truncation
 from emscan.classify.coverage import account
 from emscan.classify.flow import computed, cut_off, descendants, source
+from emscan.classify.owners import bias_of, owner_of
 from emscan.classify.regions import Regions
 from emscan.classify.rows import Row, assemble
 from emscan.classify.site import Site
@@ -83,6 +84,7 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
         if site.mechanism == "softmax":
             truncation.cut_by_scores(site)
     found = _absorb(found, trace)
+    objective.name_losses(trace, found)
     reaching, going = _reaching(trace), _reaching(trace, stopped=False)
     for site in found:
         _follow_gradient(site, reaching, going)
@@ -251,7 +253,9 @@ def _note_logits(rows: list[Row], trace: Trace, goal: objective.Objective) -> No
     if goal.name != "none":
         return
     for output in trace.outputs[:1]:
-        made = source(output).call
+        made, owner = source(output).call, owner_of(output)
+        if made is not None and owner is not None and bias_of(owner) is made:
+            made = owner
         for row in rows:
             if (
                 row.order == (made.id if made else -1)

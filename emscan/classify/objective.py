@@ -40,6 +40,18 @@ def in_model(trace: Trace) -> list[Site]:
     return [site for site in sites if (site.count or 0) >= 2]
 
 
+def name_losses(trace: Trace, sites: list[Site]) -> None:
+    """A log-softmax that a negative log-likelihood reads is cross-entropy, as the fused operator is."""
+    for call in trace.calls:
+        if not call.op.startswith("aten.nll_loss") or not call.inputs:
+            continue
+        read = source(call.inputs[0])
+        for site in sites:
+            if site.statistic == "log" and site.mechanism == "softmax" and source(site.emitted) is read:
+                site.label, site.kind, site.persistent = "Softmax + Cross-Entropy", "classes", True
+                site.members.add(call)
+
+
 def _classes(scores: Value, axis: int, members: set[Call], emitted: Value) -> Site:
     return Site(
         "em", "softmax", "Softmax + Cross-Entropy", members, scores, emitted, "log", scores.shape[axis], "classes",

@@ -78,7 +78,9 @@ def assemble(trace: Trace, axes: Axes, sites: list[Site], parameter_names: list[
     found = list(rows.values())
     for row in found:
         row.calls = _calls(row)
-    owning = {id(site.owner) for site in sites if site.owner is not None and site.attention is None}
+    # queries and keys keep their own rows, however their product is written
+    own = [s for s in sites if s.attention is None and (s.form is not None or not _product_of_computed(s.energies))]
+    owning = {id(site.owner) for site in own if site.owner is not None}
     taken = {id(call) for site in sites for call in site.members}
     found += _plain(trace, names, owning, taken)
     return sorted(found, key=lambda row: row.order)
@@ -445,6 +447,9 @@ def _plain(trace: Trace, names: owners.Names, owning: set[int], taken: set[int])
         ):
             continue
         used = owners.parameters(call)
+        if mechanism == "pooling":
+            pooled = owners.owner_of(call.inputs[0])
+            used = owners.parameters(pooled) if pooled is not None else used
         name = names.of(used) or call.module or call.op.rpartition(".")[2]
         key = (used or name, mechanism, call.op)
         if key in rows:

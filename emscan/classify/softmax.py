@@ -77,6 +77,10 @@ def unshift(scores: Value, *, partition: bool = True) -> tuple[Value, set[Call]]
             return scores, members
         z, shift = made.inputs
         shifter = source(shift).call
+        while shifter is not None and shifter.op in MASKS:  # a guard against an infinite maximum
+            bounded = [source(v).call for v in shifter.inputs if v.floating and computed(v)]
+            members.add(shifter)
+            shifter = next((c for c in bounded if c is not None and c.op in EXTREMUM), None)
         while shifter is not None and shifter.op in INDEXERS:  # the maximum of each segment
             shifter = source(shifter.inputs[0]).call
         if shifter is not None and shifter.op in SEGMENTS and same(source(shifter.inputs[-1]), source(z)):
@@ -264,11 +268,12 @@ def hidden_by_scores(site: Site) -> bool:
 
     A mask that other scores have decided (an indexer, hashes) only changes which alternatives there are.
     """
-    cone = list(ancestors(site.energies, carries))
+    cone, rank = list(ancestors(site.energies, carries)), len(site.energies.shape)
     roots = {v.id for v in cone if v.floating and computed(v) and (v.call is None or not carries(v.call))}
     for value in cone:
         call = value.call
-        if call is not None and call.op in MASKS | SCATTERS:
+        one_each = call is not None and len(value.shape) == rank and all(value.shape[a] == 1 for a in site.axes)
+        if call is not None and call.op in MASKS | SCATTERS and not one_each:
             deciders = [v for v in call.inputs if computed(v) and not v.floating]
             if any(v.id in roots for d in deciders for v in ancestors(d, _decides)):
                 return True

@@ -85,9 +85,13 @@ class Maker:
 
     def below(self, high: int, *shape: int) -> Tensor:
         """Return integers below ``high`` to which the configuration gives no meaning of their own."""
-        special = set(_special_ids(self.parts))
-        usual = torch.tensor([i for i in range(high) if i not in special] or [0])
-        return usual[torch.randint(len(usual), shape, generator=self.generator)]
+        special = sorted({i for i in _special_ids(self.parts) if 0 <= i < high})
+        if len(special) >= high:
+            return torch.zeros(shape, dtype=torch.int64)
+        ids = torch.randint(high - len(special), shape, generator=self.generator)
+        for taken in special:  # in order: each moves up all that are not below it
+            ids += ids >= taken
+        return ids
 
     def pick(self, group: str, shapes: list[tuple[int, ...]], skipped: int = 0) -> Tensor:
         """Return random values in the shape that the plan asks for; ``skipped``: variants that are no shape of these."""

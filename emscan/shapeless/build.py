@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from emscan.shapeless.mode import MOST_WHILE_BUILDING, ShapelessMode
 from emscan.shapeless.plausible import plausible_buffer
+from emscan.shapeless.special import MOST
 from emscan.shapeless.tensors import is_meta, masked, placed, unmasked
 
 _MOST_PARTS = 150_000  # modules and parameters of a model that is built: a configuration can ask for any number
@@ -100,7 +101,7 @@ def shapeless(model: nn.Module) -> Iterator[None]:
         if not is_meta(tensor):
             continue
         changed.append((table, name, tensor))
-        if tensor.is_floating_point() or tensor.is_complex():
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() > MOST:
             masked(tensor)
         else:
             known.setdefault(id(tensor), plausible_buffer(tensor))

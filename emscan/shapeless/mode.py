@@ -15,23 +15,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emscan.shapeless.plausible import plausible
-from emscan.shapeless.special import SPECIAL, Operation
-from emscan.shapeless.tensors import is_meta, is_shapeless, mark, masked, on_meta, tensors_in, truth
+from emscan.shapeless.special import MOST, SPECIAL, Operation, check_counts
+from emscan.shapeless.tensors import (
+    base_name,
+    is_meta,
+    is_shapeless,
+    mark,
+    masked,
+    masked_all,
+    on_meta,
+    tensors_in,
+    truth,
+)
 
-MOST = 1 << 24  # elements of a tensor that is kept real
 MOST_WHILE_BUILDING = 1 << 20  # and of a floating-point one that may be a weight
 DENSE = 1 << 22  # and of one that is filled with ones for an operator that cannot do without numbers
-_WORTH_A_LOOK = 1 << 12  # inputs from this size on may broadcast to something that is too large
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
-
-
-@functools.lru_cache(maxsize=4096)
-def base_name(func: Any) -> str:
-    """Return the operator's name without namespace and overload; in-place operators without their underscore."""
-    name = func._schema.name.partition("::")[2]
-    return str(name.rstrip("_") or name)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -75,9 +76,8 @@ class ShapelessMode(TorchDispatchMode):
                 return func(*args, **kwargs)
         tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
         if not any(is_shapeless(tensor) for tensor in tensors):
-            return self._real(func, tensors, args, kwargs)
-        name = base_name(func)
-        special = SPECIAL.get(name)
+            return self._real(func, args, kwargs)
+        special = SPECIAL.get(base_name(func))
         if special is not None:
             found = special(Operation(self, func, args, kwargs))
             if found is not NotImplemented:
@@ -85,20 +85,21 @@ class ShapelessMode(TorchDispatchMode):
         if _is_view(func) and is_shapeless(args[0]) and _device_place(func) is None:
             with truth():
                 out = func(*args, **kwargs)
-            return self._outputs(func, out, {}, args, kwargs) if is_meta(args[0]) else out
+            cast = is_meta(args[0]) and args[0].is_floating_point()  # to integers, which must be real
+            return self._outputs(func, out, {}, args, kwargs) if cast else masked_all(out)
         return self.without_numbers(func, args, kwargs)
 
-    def _real(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
+    def _real(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator that meets no shapeless number, unless what it makes would be too large to be real."""
         args, kwargs = _on_device(func, args, kwargs, _CPU, only_from_meta=True)
         makes = bool(func._schema.returns) and not _is_view(func) and not _written(func)
-        may_grow = not tensors or any(tensor.numel() >= _WORTH_A_LOOK for tensor in tensors)
-        if makes and may_grow and self.too_large(func, args, kwargs):
+        if makes and self.too_large(func, args, kwargs):
             return self.without_numbers(func, args, kwargs)
         return func(*args, **kwargs)
 
     def too_large(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether what an operator makes has more elements than a real tensor may have here."""
+        check_counts(Operation(self, func, args, kwargs))
         try:
             out = self._on_meta(func, args, kwargs, {})
         except Exception:  # an operator without a meta kernel, or one that raises for good reasons: as it would

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from emscan.shapeless.plausible import plausible_buffer
-from emscan.shapeless.tensors import is_meta, is_shapeless, masked, masked_all, truth
+from emscan.shapeless.tensors import base_name, is_meta, is_shapeless, masked, masked_all, truth
 
 if TYPE_CHECKING:
     from emscan.shapeless.mode import ShapelessMode
 
+MOST = 1 << 24  # elements of a tensor that is kept real
 _CPU = torch.device("cpu")
 _LIKE_ANOTHER = ("expand_as", "view_as", "reshape_as")  # read no number of the other tensor
 _CREATES = (
@@ -53,6 +54,33 @@ def _special(*names: str) -> Callable[[Special], Special]:
         return function
 
     return register
+
+
+def check_counts(call: Operation) -> None:
+    """Raise ValueError where an operator on integers is asked for more numbers than a real tensor may have here.
+
+    Its size is an argument of its own, and on meta nobody could say more.
+    """
+    name = base_name(call.func)
+    count: Any = 0
+    if name == "one_hot":
+        count = call.argument(1, "num_classes", -1) * call.args[0].numel()
+    elif name in {"bincount", "histc"}:
+        count = call.argument(2, "minlength", 0) if name == "bincount" else call.argument(1, "bins", 100)
+    if isinstance(count, int) and count > MOST:
+        raise ValueError(f"{name} was asked for {count:,} numbers")
+
+
+@_special("_grouped_mm")
+def _grouped_mm(call: Operation) -> Any:
+    """On meta it takes one dtype and even strides only; on the CPU it takes every one."""
+    a, b, ends = call.args[0], call.args[1], call.argument(2, "offs")
+    if a.dim() == 2 and b.dim() == 2:
+        shape = (ends.shape[0], a.shape[0], b.shape[1])
+    else:
+        groups = a.shape[:1] if a.dim() == b.dim() == 3 else ()
+        shape = (*groups, a.shape[-2], b.shape[-1])
+    return masked(torch.empty(shape, dtype=call.argument(4, "out_dtype") or a.dtype, device="meta"))
 
 
 @_special(*_LIKE_ANOTHER)

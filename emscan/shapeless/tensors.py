@@ -62,7 +62,7 @@ class Shapeless(Tensor):
         """Return an address of its own: parameters that share one are taken to be tied."""
         return int(self.untyped_storage()._cdata) + int(self.storage_offset()) * self.element_size()
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"tensor(shape={tuple(self.shape)}, dtype={self.dtype}, without numbers)"
 
     def tolist(self) -> Any:
@@ -157,3 +157,10 @@ def placed(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
             for name, value in table.items():
                 if isinstance(value, Tensor):
                     yield table, name, value
+
+
+@functools.lru_cache(maxsize=4096)
+def base_name(func: Any) -> str:
+    """Return the operator's name without namespace and overload; in-place operators without their underscore."""
+    name = func._schema.name.partition("::")[2]
+    return str(name.rstrip("_") or name)

@@ -22,7 +22,8 @@ _POINTWISE = _aten(
     " special_entr _conj _neg_view conj real imag view_as_real view_as_complex polar complex angle resolve_conj "
     "resolve_neg feature_alpha_dropout native_dropout fake_quantize_per_tensor_affine to_dense _to_dense to_mkldnn "
     "floor_divide arccos arcsin arctan2 arccosh arctanh fabs isclose isreal degrees radians special_digamma special_psi "
-    "special_erfinv special_gammaln special_i0 special_polygamma special_sinc special_xlogy special_round cpu cuda pin_memory"
+    "special_erfinv special_gammaln special_i0 special_polygamma special_sinc special_xlogy special_round cpu cuda "
+    "pin_memory"
 )
 # Point-wise ones that only pass their first argument on, in another dtype, layout or graph.
 PASS = _aten(
@@ -32,7 +33,8 @@ PASS = _aten(
 )
 VIEW = _aten(
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t T mT mH numpy_T movedim "
-    "moveaxis swapaxes swapdims select slice narrow chunk split split_with_sizes unsafe_chunk unsafe_split tensor_split unbind "
+    "moveaxis swapaxes swapdims select slice narrow chunk split split_with_sizes unsafe_chunk unsafe_split "
+    "tensor_split unbind "
     "diagonal expand expand_as broadcast_to view_as reshape_as hsplit vsplit unfold ravel adjoint "
     "unsafe_split_with_sizes as_strided flip roll repeat tile repeat_interleave rot90 pixel_shuffle pixel_unshuffle "
     "constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
@@ -98,9 +100,11 @@ NEUTRAL = _aten(
     "triu_indices zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones "
     "new_full new_empty new_tensor empty_strided new_empty_strided empty_permuted zero fill normal uniform exponential "
     "random log_normal cauchy geometric one_hot nonzero nonzero_numpy argwhere bincount histc bucketize searchsorted "
-    "max_unpool1d max_unpool2d max_unpool3d unique unique2 _unique2 unique_consecutive unique_dim item _local_scalar_dense equal is_nonzero isin allclose "
+    "max_unpool1d max_unpool2d max_unpool3d unique unique2 _unique2 unique_consecutive unique_dim item "
+    "_local_scalar_dense equal is_nonzero isin allclose "
     "_has_compatible_shallow_copy_type cross _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d "
-    "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d "
+    "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "upsample_bilinear2d upsample_linear1d "
     "upsample_bicubic2d upsample_trilinear3d grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator "
     "fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn stft istft "
     "hann_window hamming_window multinomial poisson binomial set_ _assert_async _assert_scalar sym_size size "
