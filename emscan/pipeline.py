@@ -380,7 +380,9 @@ def _layer(index: int, measured: _Measured, samples: int) -> Layer:
         layer.components, layer.responsibility, flags = measured.meter.finish(samples)
         layer.flags += [flag for flag in flags if flag not in layer.flags]
         if "uneven" in flags:
-            layer.note = "; ".join(filter(None, [layer.note, "the number of units changes with the input: not measured"]))
+            layer.note = "; ".join(
+                filter(None, [layer.note, "the number of units changes with the input: not measured"])
+            )
     return layer
 
 

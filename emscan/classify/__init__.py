@@ -83,7 +83,7 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     for site in found:
         if site.mechanism == "softmax":
             truncation.cut_by_scores(site)
-    found = _absorb(found, trace)
+    found = _absorb(found)
     objective.name_losses(trace, found)
     reaching, going = _reaching(trace), _reaching(trace, stopped=False)
     for site in found:
@@ -140,7 +140,7 @@ def _renormalizes(ratio: ratios.Ratio, site: Site) -> bool:
     return value is site.emitted
 
 
-def _absorb(sites: list[Site], trace: Trace) -> list[Site]:
+def _absorb(sites: list[Site]) -> list[Site]:
     cut = [s for s in sites if s.mechanism == "truncation"]
     for site in sorted(
         cut, key=lambda s: (s.kind != "experts", -(s.count or 0))
@@ -219,7 +219,8 @@ def _live(site: Site, trace: Trace) -> bool:
 def _reaching(trace: Trace, *, stopped: bool = True) -> set[int] | None:
     """Return the ids of the values from which a gradient path leads to a floating output; None if there is none.
 
-    ``stopped``: a path ends where the model stops gradients; without it, only indices and masks end one. A model that returns indices alone passes no gradient from there: its loss is taken elsewhere.
+    ``stopped``: a path ends where the model stops gradients; without it, only indices and masks end one. A model
+    that returns indices alone passes no gradient from there: its loss is taken elsewhere.
     """
     queue = [v for v in trace.outputs if v.floating]
     reaching = {v.id for v in queue}

@@ -19,13 +19,8 @@ def from_ratio(ratio: Ratio, regions: Regions) -> Site | None:
     if _choices(ratio.weights):
         return None
     energies, inner = scores_of(ratio.weights, regions)
-    return Site(
-        "em", "kernel", "Normalized kernel", ratio.members | inner, energies, ratio.call.out,
-        "vector" if ratio.vector else "mean",
-        None if ratio.segments is not None else ratio.count + ratio.sink, "units", segments=ratio.segments,
-        axes=ratio.axes, op=next((c.op for c in inner), ratio.call.op), sink=ratio.sink, learned_sink=ratio.learned, guarded=ratio.guarded,
-        weights=ratio.weights, weights_axes=ratio.axes, denominator=ratio.denominator,
-    )  # fmt: skip
+    op = next((call.op for call in inner), ratio.call.op)
+    return ratio.site("kernel", "Normalized kernel", ratio.members | inner, energies, op)
 
 
 def _choices(weights: Value) -> bool:

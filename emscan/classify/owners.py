@@ -10,7 +10,8 @@ from emscan.trace.operators import CONTRACTION, LOOKUP, NORMALIZATION, PASS, REC
 
 _LABELS = {
     "aten.linear": "Linear", "aten.matmul": "Linear", "aten.mm": "Linear", "aten.addmm": "Linear", "aten.mv": "Linear",
-    "aten.einsum": "Linear", "aten._grouped_mm": "Linear", "aten.bmm": "Linear", "aten.baddbmm": "Linear", "aten.embedding": "Embedding",
+    "aten.einsum": "Linear", "aten._grouped_mm": "Linear", "aten.bmm": "Linear", "aten.baddbmm": "Linear",
+    "aten.embedding": "Embedding",
     "aten.conv1d": "Conv1d", "aten.conv2d": "Conv2d", "aten.conv3d": "Conv3d", "aten.conv_transpose1d": "ConvTranspose1d",
     "aten.conv_transpose2d": "ConvTranspose2d", "aten.conv_transpose3d": "ConvTranspose3d", "aten.cdist": "Distance",
     "aten.layer_norm": "LayerNorm", "aten.batch_norm": "BatchNorm", "aten.group_norm": "GroupNorm",

@@ -18,6 +18,8 @@ from emscan.classify.flow import (
     variables,
 )
 from emscan.classify.signs import nonnegative
+from emscan.classify.site import Site
+from emscan.report.document import Mechanism
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import CONTRACTION, EXTREMUM, PASS
 from emscan.trace.origins import reduced_axes
@@ -50,6 +52,15 @@ class Ratio:
     def count(self) -> int:
         """Number of alternatives; of all segments together where the sums run over segments."""
         return math.prod(self.weights.shape[axis] for axis in self.axes)
+
+    def site(self, mechanism: Mechanism, label: str, members: set[Call], energies: Value, op: str) -> Site:
+        """Return the site of these weights over their sum."""
+        count = None if self.segments is not None else self.count + self.sink
+        return Site(
+            "em", mechanism, label, members, energies, self.call.out, "vector" if self.vector else "mean", count, "units",
+            axes=self.axes, op=op, sink=self.sink, learned_sink=self.learned, guarded=self.guarded,
+            weights=self.weights, weights_axes=self.axes, denominator=self.denominator, segments=self.segments,
+        )  # fmt: skip
 
 
 @dataclass

@@ -66,9 +66,9 @@ def take_in(site: Site, others: list[Site], above: list[Value], routed: set[Call
         site.label = f"Top-{chosen} router"
     for other in alone:
         site.members |= other.members
-        if site.soft is None and other.mechanism in {"softmax", "kernel", "logistic"}:
-            if other.energies.shape == site.energies.shape == other.emitted.shape:
-                site.soft, site.energies = other.emitted, other.energies
+        fits = other.energies.shape == site.energies.shape == other.emitted.shape
+        if site.soft is None and other.mechanism in {"softmax", "kernel", "logistic"} and fits:
+            site.soft, site.energies = other.emitted, other.energies
     site.members |= {c for c in routed if c.op in RANKING or c.op in EXTREMUM or c.op in SOFTMAX}
     _widen(site, above)
     return [s for s in others if s not in alone]

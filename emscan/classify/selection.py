@@ -48,7 +48,7 @@ _COUNTING = frozenset(
 
 def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
     """Return the selection sites (routers among them: ``is_router`` tells)."""
-    sites = []
+    sites: list[Site] = []
     for call in trace.calls:
         if call in claimed or not call.inputs or not (trace.is_live(call) or read_by_python(call)):
             continue
@@ -68,12 +68,19 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
             site = _chosen_by_comparison(call, regions)
         elif call.op in EXTREMUM and not (_only_scales(call) or stabilizes(call)):
             site = _extremum(call, trace)
-        elif (call.op in _BAGS and call.arg("mode") == 2) or (call.op in SEGMENTS and str(call.arg("reduce")) in {"amax", "amin"} and not stabilizes(call)):
+        elif _wins_apart(call):
             site = Site("hard", "selection", "Max", {call}, scores, call.out, "mode", None, "positions", op=call.op)
         if site is not None and (site.count is None or site.count >= 2):
             sites = [s for s in sites if not s.members < site.members]
             sites.append(site)
     return sites
+
+
+def _wins_apart(call: Call) -> bool:
+    """Whether one of the entries that an index or a bag brings together wins."""
+    if call.op in SEGMENTS:
+        return str(call.arg("reduce")) in {"amax", "amin"} and not stabilizes(call)
+    return call.op in _BAGS and call.arg("mode") == 2
 
 
 def read_by_python(call: Call) -> bool:

@@ -206,12 +206,7 @@ def from_ratio(ratio: Ratio) -> Site | None:
     if energies.shape != ratio.weights.shape:
         energies = scores[0] if scores[0].shape == ratio.weights.shape else ratio.weights
     members = ratio.members | scores[1] | extra
-    return Site(
-        "em", "softmax", "Softmax", members, energies, ratio.call.out, "vector" if ratio.vector else "mean",
-        None if ratio.segments is not None else ratio.count + ratio.sink, "units", axes=ratio.axes, op="aten.exp",
-        sink=ratio.sink, learned_sink=ratio.learned, guarded=ratio.guarded, weights=ratio.weights, weights_axes=ratio.axes,
-        denominator=ratio.denominator, segments=ratio.segments,
-    )  # fmt: skip
+    return ratio.site("softmax", "Softmax", members, energies, "aten.exp")
 
 
 _ORDER = {"vector": 0, "mean": 1, "log": 2, "log-partition": 3}

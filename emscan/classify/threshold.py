@@ -91,7 +91,7 @@ def _bends(curve: Curve) -> list[float]:
         slope = curve._derivatives(places[:, 1:-1].flatten())[1].view(len(low), -1)
         kept = ((slope == 0) == flat[:, None]).cumprod(1).sum(1, keepdim=True)  # parts that are still as the low end is
         low, high = places.gather(1, kept)[:, 0], places.gather(1, kept + 1)[:, 0]
-    return ((low + high) / 2).tolist()  # type: ignore[no-any-return]
+    return ((low + high) / 2).tolist()
 
 
 def _tidy(number: float) -> float:

@@ -33,9 +33,11 @@ def ranked(trace: Trace, claimed: set[Call]) -> list[Site]:
             continue
         chosen = next((out for out in call.outputs if not out.floating), None)
         site = Site(
-            "hard", "truncation" if kept > 1 else "selection", f"Top-{kept}" if kept > 1 else "Max", {call}, scores, call.out, "top-k" if kept > 1 else "mode", count, "latents", axes=(axis,),
+            "hard", "truncation", f"Top-{kept}", {call}, scores, call.out, "top-k", count, "latents", axes=(axis,),
             op=call.op, chosen=chosen,
         )  # fmt: skip
+        if kept == 1:  # one of K wins
+            site.mechanism, site.label, site.statistic = "selection", "Max", "mode"
         sites.append(site)
     return sites
 

@@ -174,7 +174,11 @@ def _with_positions(axes: Axes, call: Call, x: Value, channels: Dim) -> Dims:
     rank = len(call.out.shape)
     spatial = len(call.inputs[1].shape) - 2
     lead = axes.of(x)[: rank - spatial - 1]
-    return (*lead, channels, *(axes.fresh(call.out.shape[d], call=call, dim=d, position=True) for d in range(rank - spatial, rank)))
+    return (
+        *lead,
+        channels,
+        *(axes.fresh(call.out.shape[d], call=call, dim=d, position=True) for d in range(rank - spatial, rank)),
+    )
 
 
 @rule("cdist", "_cdist_forward", "_euclidean_dist")
