@@ -37,6 +37,13 @@ def test_the_first_run_prints_what_the_readme_shows() -> None:
     assert ran.stdout == block("audit output")
 
 
+def test_structure_without_weights_prints_what_the_readme_shows() -> None:
+    pytest.importorskip("transformers")
+    ran = emscan(*shlex.split(block("structure line").strip().removeprefix("emscan ")))
+    assert ran.returncode == 0
+    assert ran.stdout == block("structure output")
+
+
 def test_the_seeds_table_is_literally_there() -> None:
     rows = re.findall(r"^ (Linear \+ .+?)  +(?:\S+ +)?(Yes|No) ", block("audit output"), re.MULTILINE)
     assert rows == [("Linear + ReLU", "No")] * 3 + [("Linear + Softmax + Cross-Entropy", "Yes")]
