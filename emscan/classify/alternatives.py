@@ -98,7 +98,7 @@ def _kind(site: Site, axes: Axes, trace: Trace) -> tuple[AlternativeKind, bool]:
         return site.kind, False
     along = [dims[axis] for axis in site.axes]
     returned = {source(v).id for v in trace.outputs}
-    if site.mechanism in {"softmax", "kernel"} and product_of_computed(energies):
+    if site.mechanism in {"softmax", "kernel"} and _are_keys(energies, along, axes):
         return "keys", False
     if all(is_persistent(dim) for dim in along):
         if site.mechanism == "truncation":
@@ -171,6 +171,17 @@ def _is_batch(along: list[Dim], trace: Trace, axes: Axes) -> bool:
     return bool(origins & kept) or not trace.outputs
 
 
+def _are_keys(energies: Value, along: list[Dim], axes: Axes) -> bool:
+    """Whether alternatives run over a computed side of a product: over keys, whether or not the queries are learned."""
+    product = nearest_product(energies)
+    if product is None:
+        return False
+    origins = {factor.origin for dim in along for factor in dim}
+    sides = [v for v in product.inputs if v.floating]
+    over = [v for v in sides if origins & {f.origin for dim in axes.of(v) for f in dim}]
+    return all(map(computed, sides)) or (bool(over) and all(map(computed, over)))
+
+
 def product_of_computed(energies: Value) -> bool:
     """Whether energies are a product of two values that the model computed: queries and keys."""
     product = nearest_product(energies)
@@ -198,7 +209,7 @@ def _from_product(energies: Value) -> bool:
 
 def projected(value: Value) -> bool:
     """Whether a value is parameters that a layer has mapped: learned queries."""
-    return value.param and not value.data and value.call is not None and value.call.op not in PASS | VIEW and any(
+    return value.param and not value.data and any(
         v.call is not None and v.call.op in CONTRACTION for v in ancestors(value, lambda c: c.op not in CONTRACTION)
     )  # fmt: skip
 

@@ -48,7 +48,7 @@ def product_key(site: Site, axes: Axes) -> tuple[object, ...] | None:
     operands = list(product.inputs[:2]) if site.attention is not None else [v for v in product.inputs if v.floating]
     sides = []
     for operand in operands:
-        names = _projection(operand)
+        names = projection(operand)
         if names is None:
             return None
         factors = [factor for dim in axes.of(operand) for factor in dim]
@@ -56,14 +56,14 @@ def product_key(site: Site, axes: Axes) -> tuple[object, ...] | None:
         steps = {f.step for f in factors if not f.origin.persistent}  # landmarks are no block of the positions
         sides.append((names, tuple(sorted(rows)), tuple(sorted(steps))))
     if site.attention is not None:
-        return site.mechanism, same_kind(site), *sides
+        return site.mechanism, site.label, *sides
     over = {
         (f.origin.kind, f.origin.name.partition("#")[0]) for axis in site.axes for f in axes.of(site.energies)[axis]
     }
-    return site.mechanism, same_kind(site), site.axes, tuple(sorted(over)), *sides
+    return site.mechanism, site.label, site.axes, tuple(sorted(over)), *sides
 
 
-def _projection(operand: Value) -> tuple[str, ...] | None:
+def projection(operand: Value) -> tuple[str, ...] | None:
     """Return the parameters of the layer behind queries or keys; of the last one where they start as parameters."""
     if computed(operand):
         owner = owners.owner_of(operand)

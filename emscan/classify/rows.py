@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from emscan.classify import owners
 from emscan.classify.alternatives import nearest_product, place, product_of_computed
-from emscan.classify.keys import product_key, recursion, same_kind, spelling
+from emscan.classify.keys import product_key, projection, recursion, same_kind, spelling
 from emscan.classify.site import Site
 from emscan.report.document import Mechanism
 from emscan.trace.axes import Axes
@@ -119,8 +119,8 @@ def _attention_name(site: Site, names: owners.Names) -> str:
 
 def _operand_names(energies: Value, names: owners.Names) -> list[str]:
     product = nearest_product(energies)
-    made = [owners.owner_of(v) for v in product.inputs] if product is not None else []
-    return [names.of(owners.parameters(m)) for m in made if m is not None]
+    made = [projection(v) for v in product.inputs if v.floating] if product is not None else []
+    return [names.of(own) for own in made if own]
 
 
 def _module(site: Site) -> str | None:

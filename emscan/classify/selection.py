@@ -184,7 +184,7 @@ def stabilizes(call: Call) -> bool:
 
 
 def _inside_exponent(call: Call) -> bool:
-    arithmetic = call.op in ADDS or call.op in BINARY_EXTREMUM or call.op == "aten.neg"
+    arithmetic = call.op in ADDS or call.op in BINARY_EXTREMUM or call.op == "aten.neg" or is_binary_extremum(call)
     return arithmetic or call.op in PASS or call.op in VIEW or call.op in INDEXERS or call.op in JOIN
 
 

@@ -129,10 +129,9 @@ def _quietly(watch: GradMode, original: Any, *args: Any) -> Any:
 
 
 def _in_autograd_function() -> bool:
-    """Whether the block stands in the forward of a ``torch.autograd.Function``, whose backward is its own affair:
-    reentrant checkpointing runs a block without gradients and computes them later."""
-    caller = sys._getframe(3).f_back  # this, _entered, the replacement, the frame of the block
-    return caller is not None and caller.f_code is _APPLY
+    """Whether the block stands within the forward of a ``torch.autograd.Function``, whose backward is its own affair:
+    reentrant checkpointing and reversible layers run blocks without gradients and compute them later."""
+    return any(frame.f_code is _APPLY for frame in _frames())
 
 
 def _frames() -> Iterator[FrameType]:
