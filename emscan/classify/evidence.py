@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from emscan.classify import recurrent_evidence
@@ -311,9 +312,17 @@ def _two_way(site: Site) -> tuple[float | None, float | None, float] | None:
     if form.half is not None:
         first, z = z.chunk(2, form.half)
         keep = first.abs() > _AWAY
-        return _against(y[keep].double() / first[keep].double(), form.log_odds(z[keep].double()))
+        if not bool(keep.any()):
+            return None
+        first, z = first[keep], z[keep]
+        on, off = y[keep].double() / first.double(), F.glu(torch.cat([first, -z]), 0).double() / first.double()
+        return float((on + off - 1).abs().max()), *_against(on, form.log_odds(z.double()))[1:]
     region = Region(site.energies, site.emitted, site.region)
     share = _reader(site, region)
+    if form.statistic == "gate" and not bool((z.abs() > _AWAY).any()):
+        # too near to zero to read a share off: the model's own operators once more, on energies of ordinary size
+        z = torch.linspace(-3, 3, max(2, z.numel()), dtype=z.dtype, device=z.device)[: z.numel()].view_as(z)
+        y = region.replay(z)
     keep = z.abs() > _AWAY if form.statistic == "gate" else torch.ones_like(z, dtype=torch.bool)
     if not bool(keep.any()):
         return None

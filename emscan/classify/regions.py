@@ -60,11 +60,15 @@ class Region:
         A constant that differs between units is taken at its median.
         """
 
+        places = {self.base.id: 0, **{call.out.id: n + 1 for n, call in enumerate(self.calls)}}
+        steps = [_step(call, places, skip) for call in self.calls]
+        last = places[self.end.id]
+
         def run(z: Tensor) -> Tensor:
-            known: dict[int, Tensor] = {self.base.id: z}
-            for call in self.calls:
-                known[call.out.id] = _apply(call, known, skip)
-            return known[self.end.id]
+            known = [z]
+            for step in steps:
+                known.append(step(known))
+            return known[last]
 
         return run
 
@@ -125,27 +129,48 @@ def _uniform(tensor: Tensor) -> bool:
     return tensor.numel() <= 1 or bool((tensor == tensor.flatten()[0]).all())
 
 
-def _apply(call: Call, known: dict[int, Tensor], skip: frozenset[str]) -> Tensor:
-    variables = [known[v.id] for v in call.inputs if v.id in known]
+@dataclass(frozen=True)
+class _Place:
+    """Where a step finds an operand among the results so far."""
+
+    index: int
+
+
+def _step(call: Call, places: dict[int, int], skip: frozenset[str]) -> Callable[[list[Tensor]], Tensor]:
+    """Return a call as a function of the results so far. It holds numbers alone: nothing of the run stays alive by it."""
+    variables = [places[v.id] for v in call.inputs if v.id in places]
     if call.op in PASS or call.op in skip:
-        first = variables[0]
-        if call.out.dtype == torch.bool and first.dtype != torch.bool:
-            return first != 0
-        return first if first.is_floating_point() or call.out.dtype == torch.bool else first.double()
+        return _passing(variables[0], to_bool=call.out.dtype == torch.bool)
     if call.op == "aten.copy":
-        return variables[-1]
+        return lambda known: known[variables[-1]]
     if call.op == "aten.heaviside":  # has no derivative in torch; the comparison has, and it is zero
-        return (variables[0] > 0).to(variables[0].dtype)
+        return lambda known: (known[variables[0]] > 0).to(known[variables[0]].dtype)
 
     def stand_in(leaf: object) -> object:
         if not isinstance(leaf, Value):
             return leaf
-        return known[leaf.id] if leaf.id in known else _representative(leaf)
+        return _Place(places[leaf.id]) if leaf.id in places else _representative(leaf)
 
-    args, kwargs = substitute(call.args, stand_in), substitute(call.kwargs, stand_in)
-    if call.in_place and isinstance(args[0], Tensor):
-        args = (args[0].expand(variables[0].shape).clone(), *args[1:])
-    return call.func(*args, **kwargs)  # type: ignore[no-any-return]
+    func, in_place = call.func, call.in_place
+    template = substitute(call.args, stand_in), substitute(call.kwargs, stand_in)
+
+    def run(known: list[Tensor]) -> Tensor:
+        args, kwargs = substitute(template, lambda leaf: known[leaf.index] if isinstance(leaf, _Place) else leaf)
+        if in_place and isinstance(args[0], Tensor):
+            args = (args[0].expand(known[variables[0]].shape).clone(), *args[1:])
+        return func(*args, **kwargs)  # type: ignore[no-any-return]
+
+    return run
+
+
+def _passing(place: int, *, to_bool: bool) -> Callable[[list[Tensor]], Tensor]:
+    def run(known: list[Tensor]) -> Tensor:
+        first = known[place]
+        if to_bool and first.dtype != torch.bool:
+            return first != 0
+        return first if first.is_floating_point() or to_bool else first.double()
+
+    return run
 
 
 def _representative(value: Value) -> Tensor:
