@@ -25,6 +25,7 @@ from emscan.trace.operators import EXTREMUM, RECURRENT
 
 _QUERIES, _HEADS = 64, 4  # of one attention call: its keys are all taken
 _ENTRIES = 1 << 21  # scores of an output that are looked at: a vocabulary is wide
+_HIDDEN = -1e4  # a score below is a mask's
 _AWAY = 0.05  # a gate's share is read off as value over energy: not where both vanish
 
 
@@ -65,9 +66,11 @@ def posterior(scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None)
     """Return dL/ds by automatic differentiation: scores s = -E, float64, any shape; L = log(sum exp(s) + sink)."""
     with torch.enable_grad():
         s = scores.detach().double().clone().requires_grad_(True)
-        partition = torch.logsumexp(s, dim=axes)
+        # relative to the largest: a row of masked scores alone (-1e38) would lose its log K
+        top = s.detach().amax(axes, keepdim=True)
+        partition = torch.logsumexp(s - top.where(top.isfinite(), 0.0), dim=axes)
         if sink is not None:
-            partition = torch.logaddexp(partition, sink.double().log())
+            partition = torch.logaddexp(partition, sink.double().log() - top.where(top.isfinite(), 0.0).sum(axes))
         kept = partition[torch.isfinite(partition)]
         (gradient,) = torch.autograd.grad(kept.sum(), s)
     return torch.nan_to_num(gradient)
@@ -82,7 +85,7 @@ def _compare(
         total = total + (1 - expected.sum(axes))
     seen = expected.sum(axes) > 0
     error = (total - 1).abs()[seen]
-    matter = scores.double()[expected > 1e-6].abs()
+    matter = scores.double()[(expected > 1e-6) & (scores > _HIDDEN)].abs()
     reach = float(matter.max()) if matter.numel() else 0.0
     difference = (r.double() - expected).abs()
     return float(error.max()) if error.numel() else 0.0, float(difference.max()), reach

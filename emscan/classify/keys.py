@@ -60,7 +60,27 @@ def product_key(site: Site, axes: Axes) -> tuple[object, ...] | None:
     over = {
         (f.origin.kind, f.origin.name.partition("#")[0]) for axis in site.axes for f in axes.of(site.energies)[axis]
     }
-    return site.mechanism, site.label, site.axes, tuple(sorted(over)), *sides
+    return site.mechanism, site.label, _in_product(site, product), tuple(sorted(over)), *sides
+
+
+def _in_product(site: Site, product: Call) -> tuple[int, ...]:
+    """Return the axis (negative) of the product that the alternatives run over, behind transpositions of the scores."""
+    if len(site.axes) != 1:
+        return site.axes
+    axis, value = site.axes[0], site.energies
+    while value.call is not None and value.call is not product:
+        call, rank = value.call, len(value.shape)
+        order = list(range(-rank, 0))
+        if call.op in {"aten.transpose", "aten.swapaxes"}:
+            first, second = (call.arg(name) % rank - rank for name in ("dim0", "dim1"))
+            order[first], order[second] = order[second], order[first]
+        elif call.op in {"aten.mT", "aten.t", "aten.adjoint"} and rank > 1:
+            order[-1], order[-2] = order[-2], order[-1]
+        elif call.op == "aten.permute":
+            order = [dim % rank - rank for dim in call.arg("dims")]
+        axis = order[axis] if -axis <= rank else axis
+        value = next((v for v in call.inputs if computed(v) and v.floating), call.inputs[0])
+    return (axis,)
 
 
 def projection(operand: Value) -> tuple[str, ...] | None:
