@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
+from emscan.classify import Classification
 from emscan.classify.evidence import gather
 from tests.classify import basic_cases, hard_cases, more_cases
 from tests.classify.conftest import look_at, rows_of, same_rows, seeded
@@ -15,6 +18,13 @@ CASES = {name: entry for table in TABLES for name, entry in table.items()}
 def readings(name: str) -> list[list[tuple]]:
     """The rows of a case, and where the rules leave more than one reading, the others."""
     return [CASES[name][1], *hard_cases.OPEN.get(name, [])]
+
+
+@functools.cache
+def looked_at(name: str) -> Classification:
+    """What one traced run of a case says; several tests ask."""
+    builder, _, objective = CASES[name]
+    return look_at(*seeded(builder), objective=objective or "auto")
 
 
 def test_the_tables_do_not_overlap() -> None:
@@ -41,8 +51,7 @@ def test_rows_are_compared_as_bags(got: list[tuple], expected: list[tuple], same
 
 @pytest.mark.parametrize("name", CASES)
 def test_rows(name: str) -> None:
-    builder, _, objective = CASES[name]
-    found = look_at(*seeded(builder), objective=objective or "auto")
+    found = looked_at(name)
     got = rows_of(found)
     assert any(same_rows(got, rows) for rows in readings(name)), (got, readings(name))
     assert not found.coverage.unclassified
@@ -50,8 +59,7 @@ def test_rows(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_coverage_adds_up(name: str) -> None:
-    builder, _, objective = CASES[name]
-    found = look_at(*seeded(builder), objective=objective or "auto")
+    found = looked_at(name)
     for count in found.coverage.calls:
         assert count.calls == count.in_rows + count.absorbed + count.control + count.unclassified > 0
 
@@ -60,8 +68,7 @@ def test_coverage_adds_up(name: str) -> None:
     "name", [name for name in CASES if all(any(row[0] == "em" for row in rows) for rows in readings(name))]
 )
 def test_evidence_holds(name: str) -> None:
-    builder, _, objective = CASES[name]
-    found = look_at(*seeded(builder), objective=objective or "auto")
+    found = looked_at(name)
     sites = [row.site for row in found.rows if row.site and row.site.verdict == "em"]
     assert sites
     flows = []
