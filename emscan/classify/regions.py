@@ -176,11 +176,13 @@ def _passing(place: int, *, to_bool: bool) -> Callable[[list[Tensor]], Tensor]:
 def _representative(value: Value) -> Tensor:
     """Return one number for a constant: its median; the side of a mask that lets values through.
 
-    A weight that has no numbers changes nothing: zero where it is added, one elsewhere.
+    A weight that has no numbers changes nothing, zero where it is added and one elsewhere, or is what it starts as: the
+    slope of a PReLU.
     """
     if value.tensor is None or value.tensor.numel() == 0:
-        added = bool(value.users) and all(user.op in {"aten.add", "aten.sub"} for user in value.users)
-        return torch.tensor(0.0 if added else 1.0, dtype=torch.float64)
+        users = {user.op for user in value.users}
+        number = 0.0 if users and users <= {"aten.add", "aten.sub"} else 0.25 if "aten.prelu" in users else 1.0
+        return torch.tensor(number, dtype=torch.float64)
     tensor = value.tensor.detach()
     if tensor.dtype == torch.bool:
         return tensor.flatten()[0].clone()

@@ -1,0 +1,229 @@
+"""One audit in progress: rows as traced runs find them, and the accumulators that further runs feed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from emscan.classify import Classification, Row, classify
+from emscan.classify.coverage import COMPETITIVE
+from emscan.classify.evidence import gather
+from emscan.measure import Meter, meter_for
+from emscan.probe import Batch
+from emscan.probe.batch import part
+from emscan.probe.layout import sequence_first
+from emscan.report.document import (
+    Alternatives,
+    Conditions,
+    Coverage,
+    Evidence,
+    Layer,
+    Thresholds,
+    Unclassified,
+)
+from emscan.state import afresh
+from emscan.trace.follow import Taps, follow
+from emscan.trace.graph import Trace
+from emscan.trace.leaves import parameter_names
+from emscan.trace.record import named_inputs, record
+
+_KEPT = 1 << 29  # bytes of values that discovery keeps at most
+_FEW = 8  # samples that discovery looks at, at most
+_DISCOVERIES = 16  # batches that may bring new branches before the rest is left unclassified
+
+
+@dataclass
+class _Measured:
+    """A row, its accumulator and its evidence."""
+
+    row: Row
+    meter: Meter | None
+    evidence: Evidence | None = None
+
+
+@dataclass
+class Audit:
+    """State of one audit in progress."""
+
+    model: nn.Module
+    thresholds: Thresholds
+    objective: str
+    weights: bool = True  # without them there is nothing to measure
+    rows: dict[object, _Measured] = field(default_factory=dict)
+    order: list[object] = field(default_factory=list)
+    taps: Taps = field(default_factory=Taps)
+    coverage: Coverage = field(default_factory=Coverage)
+    goal: str = "none"
+    discoveries: int = 0
+
+    def discover(self, batch: Batch, few: bool) -> None:
+        """Trace part of a batch, classify it and start to watch what is new."""
+        self.discoveries += 1
+        trace, targets = self._record(batch, few)
+        names = parameter_names(self.model)
+        found = classify(trace, names, objective_name=self.objective, targets=targets, all_targets=batch.targets)
+        if few and trace.inputs and _over_samples(found, self._sample_axis(batch)):
+            del trace, found  # the samples themselves compete: K is the length of the batch, not of a part of it
+            self.discoveries -= 1
+            self.discover(batch, few=False)
+            return
+        first = not self.rows
+        if first:
+            self.goal = f"{found.objective.name} ({found.objective.reason})"
+        place = 0
+        for row in found.rows:
+            place = self._adopt(row, found, place, first)
+        self.coverage = found.coverage if first else _joined(self.coverage, found.coverage)
+        self.taps.known |= {call.key for call in trace.calls}
+        self.taps.settle(trace)
+        _forget(trace)
+        del trace, found
+        _return_memory()
+
+    def _sample_axis(self, batch: Batch) -> int:
+        return 1 if sequence_first(self.model, list(named_inputs(batch.args, batch.kwargs).values())) else 0
+
+    def _record(self, batch: Batch, few: bool) -> tuple[Trace, Tensor | None]:
+        """Trace a few samples, or the whole batch where a model insists on its size."""
+        count = min(batch.samples, max(2, min(_FEW, batch.samples // 16)))
+        inputs = list(named_inputs(batch.args, batch.kwargs).values())
+        axis = self._sample_axis(batch)
+        if few and count < batch.samples and all(t.dim() > axis and t.shape[axis] == batch.samples for t in inputs):
+            with contextlib.suppress(Exception):  # a model may insist on the batch size it was exported with
+                cut = part(batch, 0, count, axis)
+                with afresh(self.model, rehearsal=True):
+                    return record(self.model, cut.args, cut.kwargs, budget=_KEPT), cut.targets
+        with afresh(self.model, rehearsal=True):
+            return record(self.model, batch.args, batch.kwargs, budget=_KEPT), batch.targets
+
+    def _adopt(self, row: Row, found: Classification, place: int, first: bool) -> int:
+        """Add a row, or further calls of one that is known; return where the next one belongs."""
+        known = self.rows.get(row.key)
+        if known is None:
+            meter = meter_for(row.site, self.thresholds) if row.site is not None and self.weights else None
+            known = self.rows[row.key] = _Measured(row, meter)
+            self.order.insert(place if not first else len(self.order), row.key)
+            if row.site is not None and row.site.verdict == "em" and self.weights:
+                known.evidence = gather(row.site, found.trace, self.thresholds.evidence)
+            new = row.sites
+        else:
+            seen = {site.emitted.key for site in known.row.sites}  # the same name is measured already
+            new = [site for site in row.sites if site.emitted.key not in seen]
+            known.row.sites.extend(new)
+            known.row.calls = max(known.row.calls, row.calls)
+        if known.meter is not None:
+            for site in new:
+                known.meter.attach(site, found.axes, self.taps)
+        return self.order.index(row.key) + 1
+
+    def measure(self, batch: Batch) -> None:
+        """Run one batch under the taps; look again at a batch that takes branches not seen before."""
+        unseen = self._follow(batch)
+        if not unseen:
+            return
+        if self.discoveries >= _DISCOVERIES:
+            self._leave(unseen)
+            return
+        before = self.taps
+        self.taps = Taps(known=before.known)
+        self.discover(batch, few=False)
+        self._follow(batch)
+        _add(before, self.taps)
+        self.taps = before
+
+    def _follow(self, batch: Batch) -> set[str]:
+        """Run one batch under the taps; return the operators in computations not seen before."""
+        with afresh(self.model):
+            return follow(self.model, batch.args, batch.kwargs, self.taps, COMPETITIVE)[1]
+
+    def layers(self, samples: int) -> list[Layer]:
+        """Return the rows of the report, after a probe of so many samples."""
+        return [_layer(index, self.rows[key], samples) for index, key in enumerate(self.order)]
+
+    def _leave(self, unseen: set[str]) -> None:
+        """Count operators in branches that came too late to be looked at: the audit is inconclusive about them."""
+        where = "a branch of a later batch"
+        left = {u.op: u for u in self.coverage.unclassified if u.where == where}
+        for op in sorted(unseen):
+            if op in left:
+                left[op].calls += 1
+            else:
+                self.coverage.unclassified.append(Unclassified(op, where, 1))
+
+
+def _over_samples(found: Classification, axis: int) -> bool:
+    """Whether alternatives of some row run along the sample axis of an input."""
+    for site in (row.site for row in found.rows if row.site is not None):
+        dims = found.axes.of(site.energies)
+        along = [dims[a] for a in site.axes if site.form is None and -a <= len(dims)]
+        if any(factor.origin.kind == "input" and factor.origin.dim == axis for dim in along for factor in dim):
+            return True
+    return False
+
+
+def _add(taps: Taps, new: Taps) -> None:
+    for mine, theirs in ((taps.values, new.values), (taps.calls, new.calls)):
+        for key, roles in theirs.items():
+            mine.setdefault(key, {}).update(roles)
+    taps.known |= new.known
+
+
+def _joined(a: Coverage, b: Coverage) -> Coverage:
+    """Coverage of two traces of one model: per operator, the trace that called it more often."""
+    counts = {count.op: count for count in a.calls}
+    for count in b.calls:
+        if count.op not in counts or count.calls > counts[count.op].calls:
+            counts[count.op] = count
+    unknown = {(u.op, u.where): u for u in (*a.unclassified, *b.unclassified)}
+    return Coverage([counts[op] for op in sorted(counts)], list(unknown.values()))
+
+
+def _forget(trace: Trace) -> None:
+    """Let go of the numbers of a trace, except parameters and the constants that a gate is run with again."""
+    kept = {v.id for call in trace.calls for v in call.inputs if not (v.data and v.param)}
+    for value in trace.values:
+        if value.leaf not in {"param", "buffer"} and (value.id not in kept or value.data):
+            value.tensor = None
+
+
+def _return_memory() -> None:
+    """Hand freed memory back to the system: what discovery kept would otherwise stay on top of the probe's own peak."""
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _layer(index: int, measured: _Measured, samples: int) -> Layer:
+    """Return the row of the report."""
+    row, site = measured.row, measured.row.site
+    layer = Layer(
+        index, row.name, row.module, row.composition, "none", None, row.mechanism, calls=row.calls, note=row.note
+    )
+    if site is None:
+        return layer
+    layer.verdict = site.verdict
+    layer.em_compatible = site.verdict == "em"
+    layer.leaky = bool(site.leaky) if site.mechanism == "threshold" else None
+    layer.statistic = site.statistic
+    axis = site.axes[0] if len(site.axes) == 1 and site.kind not in {"sign", "on-off", "window"} else None
+    layer.alternatives = Alternatives(site.kind, site.count, axis, site.persistent)
+    em = site.verdict == "em"
+    layer.conditions = Conditions(True, em, em and site.differentiable)
+    layer.evidence = measured.evidence
+    layer.flags = list(dict.fromkeys(flag for s in row.sites for flag in s.flags))
+    notes = [row.note] if row.note else []
+    if site.sink:
+        notes.append(f"one alternative is a sink of {'learned' if site.learned_sink else 'fixed'} energy")
+    if site.kind == "batch":
+        notes.append("the softmax runs over the batch")
+    layer.note = "; ".join(dict.fromkeys([*notes, *site.notes])) or None
+    if measured.meter is not None:
+        layer.components, layer.responsibility, flags = measured.meter.finish(samples)
+        layer.flags += [flag for flag in flags if flag not in layer.flags]
+        if "uneven" in flags:
+            layer.note = "; ".join(
+                filter(None, [layer.note, "the number of units changes with the input: not measured"])
+            )
+    return layer
