@@ -78,6 +78,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "informer": {"prediction_length": 8, "context_length": 16},
     "time_series_transformer": {"prediction_length": 8, "context_length": 16},
     "qwen2_vl": {"vision_config": {"hidden_size": 8192}},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 480, "vision_end_token_id": 481},
+    "aria": {"projector_patch_to_query_dict": {16: 8}},
     "llama4": {"vision_config": {"intermediate_size": 3072, "vision_output_dim": 4096}},
     "instructblipvideo": {"video_token_index": 450},
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},

@@ -20,7 +20,7 @@ _SMALL = 16  # widths below this are left alone: channels of an image, a kernel,
 
 LAYER_COUNT = re.compile(
     r"(^|_)(num|n)_(\w+_)?(layers?|blocks)$|^(\w+_)?(encoder|decoder|resampler|qformer|entity|postnet)_(layers|depth)$"
-    r"|^n_layers?$|^layers$|^depth$|^(\w+_)?depths$|^blocks_per_stage$|^stage_num_blocks$|^num_block_repeats$"
+    r"|^n_layers?$|^layers$|^depth$|^(\w+_)?depths$|^stage_num_blocks$|^num_block_repeats$"
     r"|^stage_numb_of_layers$"
 )
 NO_LAYER_COUNT = re.compile(
@@ -174,6 +174,12 @@ def _rule(name: str, level: Level, tokens: dict[int, int]) -> Callable[[int], in
         return lambda v: min(v, 4)
     if name in {"num_queries", "num_latents", "latent_query_num"}:
         return lambda v: min(v, 32)
+    if name.startswith("vision_feature_layer"):
+        return lambda v: max(-2, min(v, 2))
+    if name in {"n_window", "n_window_infer"}:
+        return lambda v: min(v, 16 if v <= 128 else 64)
+    if name == "mm_tokens_per_image":
+        return lambda v: min(v, 4)
     if name == "index_topk_blocks":
         return lambda v: min(v, 2)
     if name == "first_k_dense_replace" or name == "num_dense_layers" or name.endswith("_layer_offset"):

@@ -65,15 +65,13 @@ def shrink(config: Any, level: Level) -> Any:
 def _shrink_layers(part: Any, level: Level) -> list[int]:
     """Cut the layers of one configuration, with every list that has one entry per layer; return those that stay."""
     have = fields(part)
-    counts = {
-        name: value
-        for name, value in have.items()
-        if LAYER_COUNT.search(name) and not NO_LAYER_COUNT.search(name) and (is_int(value) or is_int_list(value))
-    }
+    named = {n: v for n, v in have.items() if LAYER_COUNT.search(n) and not NO_LAYER_COUNT.search(n)}
+    stages = {len(value) for value in named.values() if is_int_list(value)}  # they stay, with fewer layers in each
+    counts = {n: v for n, v in named.items() if is_int_list(v) or (is_int(v) and v not in stages)}
     main = next((counts[n] for n in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers")
                  if is_int(counts.get(n))), None)  # fmt: skip
-    stages = not isinstance(part, dict) and main and len(vars(part).get("stage_names") or ()) == main + 1
-    least = max(level.layers, len(vars(part).get("_out_indices") or ())) if stages else level.layers
+    backbone = not isinstance(part, dict) and main and len(vars(part).get("stage_names") or ()) == main + 1
+    least = max(level.layers, len(vars(part).get("_out_indices") or ())) if backbone else level.layers
     kept = _kept_layers(have, main, least) if main else []
     for name, value in counts.items():
         if is_int(value):
@@ -93,7 +91,7 @@ def _shrink_layers(part: Any, level: Level) -> list[int]:
             set_field(part, name, map_ints(value, lambda v: max(-len(kept), min(v, len(kept)))))
         elif name == "num_kv_shared_layers" and is_int(value):
             set_field(part, name, 0)
-    if stages:
+    if backbone:
         _shrink_backbone(part, kept)
     return kept
 
@@ -160,12 +158,18 @@ def _fill(part: Any) -> None:
         "prediction_length": 8,
         "context_length": 16,
         "image_token_id": VOCABULARY - 50,
+        "video_token_id": VOCABULARY - 51,
+        "audio_token_id": VOCABULARY - 52,
+        "audio_token_index": VOCABULARY - 52,
         "image_token_index": VOCABULARY - 50,
         "vocab_size": VOCABULARY,
     }
     for name, value in implied.items():
         if name in have and have[name] is None and value is not None:
             set_field(part, name, value)
+    handed_out = have.get("intermediate_layers_indices")
+    if is_int_list(handed_out) and is_int(have.get("vision_output_dim")):
+        set_field(part, "vision_output_dim", width * (1 + len(handed_out)))
     count = have.get("num_hidden_layers")
     if is_int(count) and have.get("layer_types", ...) is None:
         set_field(part, "layer_types", ["full_attention"] * count)
@@ -184,6 +188,8 @@ def _link(config: Any) -> None:
         have = fields(part)
         if is_int(width) and part is not text and is_int(have.get("out_hidden_size")):
             set_field(part, "out_hidden_size", width)
+        if is_int(width) and is_int(have.get("output_dim")) and "n_window" in have:
+            set_field(part, "output_dim", width)
         _section_rope(part)
 
 

@@ -34,6 +34,15 @@ _SAMPLES, _UNSPLIT = 64, 8
 _MOST_ELEMENTS = 2**24  # of one input; fewer samples beyond
 _MOST_TRIALS = 32
 _MISMATCH = re.compile(r"tokens\D{0,12}(\d+)\D{1,60}?features\D{0,12}(\d+)", re.IGNORECASE)
+_OF_TEXT = {
+    "input_ids",
+    "inputs",
+    "attention_mask",
+    "decoder_input_ids",
+    "mm_token_type_ids",
+    "bbox",
+    "qformer_input_ids",
+}
 _COUNTED = ("image", "audio", "video")  # what placeholders among the ids stand for
 
 
@@ -173,10 +182,18 @@ def _count_features(maker: Maker, seed: int) -> None:
         if group not in maker.groups or method is None or maker.token(group) is None:
             continue
         values = _placed(maker.make(MAKERS, _FEW, seed), maker.module)
-        takes = set(inspect.signature(method).parameters) - {"input_ids", "attention_mask"}
+        given = {name: value for name, value in values.items() if name in _taken(method, values)}
         with undisturbed(maker.module, seed), torch.inference_mode(), foreign_code():
-            output = method(**{name: value for name, value in values.items() if name in takes})
+            output = method(**given)
         maker.tokens[group] = _rows(output) // _FEW
+
+
+def _taken(method: Any, values: Values) -> set[str]:
+    """Return which of the values a method takes: those it has parameters for, of a text's only what it insists on."""
+    parameters = inspect.signature(method).parameters
+    hidden = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())  # by a wrapper
+    required = {p.name for p in parameters.values() if p.default is p.empty}
+    return {name for name in values if name in required or (name not in _OF_TEXT and (hidden or name in parameters))}
 
 
 def _rows(output: Any) -> int:

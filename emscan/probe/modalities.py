@@ -148,6 +148,8 @@ def _pixels(maker: Maker) -> Tensor | None:
     if maker.names & {"spatial_shapes", "pixel_position_ids", "image_position_ids"}:
         return maker.pick("image", [(n, count, flat), (n, count, stacked)])
     side = _side(maker)
+    if _tiles(maker):
+        return maker.pick("image", [(n, 1, _tiles(maker), channels, *side)])
     frames = maker.whole("num_frames", kind="vision", default=2)
     shapes = [(n, channels, *side), (n, 1, channels, *side), (n, channels, 224, 224), (n, frames, channels, *side)]
     if _sized(maker):
@@ -163,6 +165,31 @@ def _variant(maker: Maker) -> int:
 def _sized(maker: Maker) -> bool:
     """Whether the images go with their sizes: crops of one image each, then whole images, then without."""
     return "image_sizes" in maker.names and _variant(maker) < _SIZED
+
+
+def _tiles(maker: Maker) -> int:
+    """Return how many tiles an image may have, 0 for models without."""
+    return maker.whole("max_num_tiles", kind="vision", default=1) if "aspect_ratio_ids" in maker.names else 0
+
+
+def _ratio(maker: Maker) -> Tensor | None:
+    """Return the number of the shape that the tiles of an image make up: the first."""
+    return torch.ones(maker.samples, 1, dtype=torch.int64) if "image" in maker.groups else None
+
+
+def _ratio_mask(maker: Maker) -> Tensor | None:
+    if "image" not in maker.groups:
+        return None
+    mask = torch.zeros(maker.samples, 1, _tiles(maker), dtype=torch.int64)
+    mask[..., 0] = 1
+    return mask
+
+
+def _cross_mask(maker: Maker) -> Tensor | None:
+    ids = maker.values.get("input_ids")
+    if ids is None or "image" not in maker.groups or not _tiles(maker):
+        return None
+    return torch.ones(*ids.shape, 1, _tiles(maker), dtype=torch.int64)
 
 
 def _patches(maker: Maker) -> Tensor | None:
@@ -253,6 +280,9 @@ MAKERS: dict[str, Callable[[Maker], Tensor | None]] = {
     "merge_sizes": _merge,
     "image_merge_sizes": _merge,
     "image_sizes": _image_sizes,
+    "aspect_ratio_ids": _ratio,
+    "aspect_ratio_mask": _ratio_mask,
+    "cross_attention_mask": _cross_mask,
     "spatial_shapes": _grid_hw,
     "pixel_attention_mask": _patch_mask,
     "pixel_position_ids": _patch_places,

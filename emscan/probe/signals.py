@@ -26,10 +26,9 @@ def _mels(maker: Maker) -> int:
 
 def _frames(maker: Maker) -> int:
     positions = maker.whole("max_source_positions", kind="audio", default=0)
-    if 0 < 2 * positions <= _LONGEST:
-        return 2 * positions
-    window = 2 * maker.whole("n_window", kind="audio", default=FRAMES // 2)  # frames come in whole windows
-    return window * max(1, FRAMES // window)
+    frames = 2 * positions if 0 < 2 * positions <= _LONGEST else FRAMES
+    window = 2 * maker.whole("n_window", kind="audio", default=0)  # frames come in whole windows
+    return window * max(1, frames // window) if window else frames
 
 
 def _features(maker: Maker) -> Tensor | None:
