@@ -173,7 +173,10 @@ def _built_in(call: Call, label: str | None) -> Reading | None:
 
 def _curve(region: Region, skip: frozenset[str]) -> Curve | None:
     kinked = any(call.op not in skip for call in region.calls if call.op in KINKED)
-    curve = Curve(region.function(skip=skip), kinked)
+    try:
+        curve = Curve(region.function(skip=skip), kinked)
+    except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError):
+        return None  # an operator that does not run on single numbers
     clamps = {call.op for call in region.calls if call.op in CLAMPS} - skip
     if clamps and curve.usable:
         free = Curve(region.function(skip=skip | clamps), kinked=any(op in KINKED - clamps for op in _ops(region)))

@@ -284,5 +284,5 @@ class Regions:
 def _entrywise(call: Call) -> bool:
     if call.op == "aten.index_put":
         indices = [index for index in call.args[1] if isinstance(index, Value)]
-        return all(index.dtype == torch.bool for index in indices)
+        return all(index.dtype == torch.bool and is_variable(index) for index in indices)
     return pointwise(call.op) or is_binary_extremum(call)
