@@ -315,10 +315,11 @@ def _two_way(site: Site) -> tuple[float | None, float | None, float] | None:
     if form.half is not None:
         first, z = z.chunk(2, form.half)
         keep = first.abs() > _AWAY
-        if not bool(keep.any()):
-            return None
-        first, z = first[keep], z[keep]
-        on, off = y[keep].double() / first.double(), F.glu(torch.cat([first, -z]), 0).double() / first.double()
+        first, z, y = first[keep], z[keep], y[keep]
+        if not z.numel():  # too near to zero to read a share off: the operator once more, on numbers of ordinary size
+            z = torch.linspace(-3, 3, 64, dtype=y.dtype, device=y.device)
+            first, y = torch.ones_like(z), F.glu(torch.cat([torch.ones_like(z), z]), 0)
+        on, off = y.double() / first.double(), F.glu(torch.cat([first, -z]), 0).double() / first.double()
         return float((on + off - 1).abs().max()), *_against(on, form.log_odds(z.double()))[1:]
     region = Region(site.energies, site.emitted, site.region)
     share = _reader(site, region)

@@ -29,6 +29,7 @@ from emscan.classify.flow import (
 )
 from emscan.classify.ratios import divisions, inverse_of
 from emscan.classify.replay import replay
+from emscan.classify.signs import nonnegative
 from emscan.classify.site import Site
 from emscan.classify.softmax import EXPONENTIALS
 from emscan.trace.graph import Call, Trace, Value
@@ -42,6 +43,7 @@ _LINEAR = (
 _MOST_CALLS = 6000
 _ENTRIES = 6  # entries of a numerator whose weights are looked at
 _CLOSE = 5e-3
+_MOST_ENTRIES = 1 << 22  # of values made up to count alternatives without weights
 
 
 @dataclass
@@ -173,8 +175,10 @@ def _mean(call: Call, fraction: _Fraction) -> Site | None:
         return None
     exponential = [v for v in kernels if v.call is not None and v.call.op in EXPONENTIALS]
     count = alternatives_of(numerator, None if divided else inner, mixed, values)
-    if count is None or count == 1 or (count == 0 and not exponential):
-        return None  # without numbers, only an exponential is known to be positive
+    if count is None or count == 1:
+        return None
+    if not _has_numbers([numerator, inner, *values]) and not all(nonnegative(v) for v in below.leaves if computed(v)):
+        return None  # without numbers, what is no exponential or the like may be negative
     made = max(exponential or kernels, key=lambda v: (not cut_off(v), v.data, math.prod(v.shape))).call
     assert made is not None
     # a gate that decays what was accumulated is a row of its own
@@ -312,8 +316,8 @@ def alternatives_of(numerator: Value, denominator: Value | None, mixed: list[Cal
 
     ``denominator`` is None where ``numerator`` is divided already.
     """
-    if any(v.tensor is None for v in (numerator, *([denominator] if denominator else []), *values)):
-        return 0
+    if not _has_numbers([numerator, *([denominator] if denominator else []), *values]):
+        return _support(numerator, mixed, values)
     ones = {v.id: torch.ones_like(v.tensor) for v in values if v.tensor is not None}
     try:
         again = replay(mixed, ones, torch.float64)[numerator.id]
@@ -331,6 +335,30 @@ def alternatives_of(numerator: Value, denominator: Value | None, mixed: list[Cal
     if not shares or any(float(w.min()) < -1e-9 * float(w.abs().max()) for w in shares):
         return None
     return max(int((w > 0).sum()) for w in shares)
+
+
+def _has_numbers(values: list[Value]) -> bool:
+    return all(v.tensor is not None for v in values)
+
+
+def _support(numerator: Value, mixed: list[Call], values: list[Value]) -> int:
+    """Return on how many entries of the values an entry of the numerator depends, all numbers being one; 0 if unknown."""
+    made = {out.id for call in mixed for out in call.outputs}
+    given = {v.id: v for call in mixed for v in call.inputs if v.floating and v.id not in made}
+    if sum(math.prod(v.shape) for v in given.values()) > _MOST_ENTRIES:
+        return 0
+    ones = {key: torch.ones(v.shape) for key, v in given.items() if v.tensor is None}
+    try:
+        with torch.enable_grad():
+            leaves = [torch.ones(v.shape, requires_grad=True) for v in values]
+            known = ones | {v.id: leaf for v, leaf in zip(values, leaves, strict=True)}
+            out = replay(mixed, known, torch.float32)[numerator.id].flatten()
+            grads = torch.autograd.grad(out[-1], leaves, allow_unused=True)
+    except (RuntimeError, TypeError, KeyError, IndexError, NotImplementedError):
+        return 0
+    # a state that was stored is where a recursion starts, no alternative
+    stored = [any(a.call and a.call.op == "emscan.mutated" for a in ancestors(v, lambda c: c.op in VIEW)) for v in values]
+    return sum(int((g != 0).sum()) for g, old in zip(grads, stored, strict=True) if g is not None and not old)
 
 
 def fit(total: Tensor, shape: torch.Size) -> Tensor | None:

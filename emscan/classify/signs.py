@@ -18,13 +18,13 @@ _ALWAYS = frozenset(
 )
 # Nonnegative where everything that goes in is.
 _IF_ALL = (
-    VIEW | PASS | JOIN | INDEXERS | SCATTERS | CONTRACTION | RANKING
+    VIEW | PASS | JOIN | INDEXERS | SCATTERS | CONTRACTION | RANKING | frozenset({"emscan.mutated"})
     | frozenset(
         f"aten.{name}"
         for name in (
             "add mul multiply div divide true_divide sum mean cumsum prod amax amin max min maximum minimum index_add "
             "scatter_reduce reciprocal masked_fill where index_copy copy sinh tanh erf log1p expm1 avg_pool1d avg_pool2d "
-            "clamp_max median"
+            "clamp_max median fill zero"
         ).split()
     )
 )  # fmt: skip
