@@ -357,7 +357,9 @@ def _support(numerator: Value, mixed: list[Call], values: list[Value]) -> int:
     except (RuntimeError, TypeError, KeyError, IndexError, NotImplementedError):
         return 0
     # a state that was stored is where a recursion starts, no alternative
-    stored = [any(a.call and a.call.op == "emscan.mutated" for a in ancestors(v, lambda c: c.op in VIEW)) for v in values]
+    stored = [
+        any(a.call and a.call.op == "emscan.mutated" for a in ancestors(v, lambda c: c.op in VIEW)) for v in values
+    ]
     return sum(int((g != 0).sum()) for g, old in zip(grads, stored, strict=True) if g is not None and not old)
 
 
