@@ -32,6 +32,7 @@ from emscan.trace.record import named_inputs, record
 
 _KEPT = 1 << 29  # bytes of values that discovery keeps at most
 _FEW = 8  # samples that discovery looks at, at most
+_WHOLE = 4  # samples up to which a batch is looked at whole: a loop over them is then counted right
 _DISCOVERIES = 16  # batches that may bring new branches before the rest is left unclassified
 
 
@@ -91,7 +92,12 @@ class Audit:
         count = min(batch.samples, max(2, min(_FEW, batch.samples // 16)))
         inputs = list(named_inputs(batch.args, batch.kwargs).values())
         axis = self._sample_axis(batch)
-        if few and count < batch.samples and all(t.dim() > axis and t.shape[axis] == batch.samples for t in inputs):
+        if (
+            few
+            and batch.samples > _WHOLE
+            and count < batch.samples
+            and all(t.dim() > axis and t.shape[axis] == batch.samples for t in inputs)
+        ):
             with contextlib.suppress(Exception):  # a model may insist on the batch size it was exported with
                 cut = part(batch, 0, count, axis)
                 with afresh(self.model, rehearsal=True):
