@@ -333,9 +333,9 @@ def main() -> int:
     for outcome in sweep(jobs, options.jobs, options.seconds, not options.build_only):
         outcomes.append(outcome)
         _show(outcome, options.rows, options.build_only or bool(options.names))
+        if options.json and (len(outcomes) % 20 == 0 or len(outcomes) == len(jobs)):  # a long sweep may be stopped
+            Path(options.json).write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     _summarize(outcomes)
-    if options.json:
-        Path(options.json).write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     if options.skipped:
         lines = [f"{o.name}\t{o.skipped}\n" for o in sorted(outcomes, key=lambda o: o.name) if o.skipped]
         Path(options.skipped).write_text("".join(lines))

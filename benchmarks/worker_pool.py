@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+_MEMORY = 12 * 2**30  # bytes of address space that one process may take: more would end its neighbours
 _READY, _BEGUN = "ready", "begun"  # imports are done; the job has called its signal
 
 
@@ -22,6 +24,7 @@ class Lost:
 
 
 def _work(pipe: Connection, run: Callable[[Any, Callable[[], None]], Any]) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     pipe.send(_READY)
     while (job := pipe.recv()) is not None:
         pipe.send(run(job, lambda: pipe.send(_BEGUN)))
