@@ -6,7 +6,19 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from emscan.classify import gates, kernel, means, objective, pairs, ratios, routers, selection, softmax, truncation
+from emscan.classify import (
+    gates,
+    kernel,
+    means,
+    objective,
+    pairs,
+    plans,
+    ratios,
+    routers,
+    selection,
+    softmax,
+    truncation,
+)
 from emscan.classify.coverage import account
 from emscan.classify.flow import computed, cut_off, descendants, source
 from emscan.classify.owners import bias_of, owner_of
@@ -50,7 +62,7 @@ def classify(
         sites.append(goal.site)
     rows = assemble(trace, axes, sites, parameter_names)
     _note_logits(rows, trace, goal)
-    return Classification(trace, axes, regions, rows, account(trace, sites), goal)
+    return Classification(trace, axes, regions, rows, account(trace, sites, regions.unread), goal)
 
 
 def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
@@ -60,7 +72,7 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     sites += _other_ratios(divisions, sites, regions)
     _claim_twins(sites, trace)
     sites += pairs.find(trace, regions, {call for site in sites for call in site.members})
-    sites += means.plans(trace, {call for site in sites for call in site.members})
+    sites += plans.find(trace, {call for site in sites for call in site.members})
     sites += means.find(trace, {call for site in sites for call in site.members})
     claimed = {call for site in sites for call in site.members}
     ranked = truncation.ranked(trace, claimed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 
 from emscan.classify.logistic import OPERATORS as TWO_WAY
 from emscan.classify.regions import KINKED
@@ -35,11 +36,12 @@ COMPETITIVE = (
 _NORMALIZERS = TWO_WAY | SOFTMAX | LOG_PARTITION | SDPA | frozenset(RECURRENT)
 
 
-def account(trace: Trace, sites: list[Site]) -> Coverage:
+def account(trace: Trace, sites: list[Site], unread: Collection[Call] = ()) -> Coverage:
     """Count, per competition-like operator on parameter-dependent floats, what became of its calls.
 
     ``in_rows``: it gives a row its mechanism; ``absorbed``: it is part of a row; ``control``: a guard, a scale, an
-    index, something nobody uses; ``unclassified``: emscan does not know the operator.
+    index, something nobody uses; ``unclassified``: emscan does not know the operator, or could not read the arithmetic
+    around it (``unread``).
     """
     carrying = {_bearer(site) for site in sites}
     absorbed = {call for site in sites for call in site.members}
@@ -52,7 +54,7 @@ def account(trace: Trace, sites: list[Site]) -> Coverage:
             counts.setdefault(call.op, Counter())["unclassified"] += 1
         elif call.op in COMPETITIVE and floats:
             fate = "in_rows" if call in carrying else "absorbed" if call in absorbed else "control"
-            if fate == "control" and _competes(call, trace):
+            if fate == "control" and ((call in unread and trace.is_live(call)) or _competes(call, trace)):
                 fate = "unclassified"
                 unknown[call.op, call.module or call.where or ""] += 1
             counts.setdefault(call.op, Counter())[fate] += 1

@@ -53,6 +53,10 @@ def _needs_guard(value: Value, user: Call, depth: int) -> bool:
     return passes and depth > 0 and _guarded(user.out, depth - 1)
 
 
+class UnreadError(Exception):
+    """A region whose function cannot be had: whether something competes in it is not known."""
+
+
 @dataclass
 class Reading:
     """What an elementwise region is: its mechanism, its form, and the part of it that hands out responsibilities."""
@@ -153,7 +157,10 @@ def _in_turn(region: Region) -> Reading | None:
         own = {region.base.id, *(c.out.id for c in left.calls)} - {cut.id}
         if any(v.id in own for c in right.calls for v in c.inputs) or not inside:
             continue
-        first, second = read(left), read(right)
+        try:
+            first, second = read(left), read(right)
+        except UnreadError:
+            continue
         if first is None or second is None or first.before or second.before:
             continue
         if {first.mechanism, second.mechanism} == {"threshold", "logistic"}:
@@ -176,7 +183,7 @@ def _curve(region: Region, skip: frozenset[str]) -> Curve | None:
     try:
         curve = Curve(region.function(skip=skip), kinked)
     except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError):
-        return None  # an operator that does not run on single numbers
+        raise UnreadError from None  # an operator that does not run on single numbers
     clamps = {call.op for call in region.calls if call.op in CLAMPS} - skip
     if clamps and curve.usable:
         free = Curve(region.function(skip=skip | clamps), kinked=any(op in KINKED - clamps for op in _ops(region)))
@@ -211,7 +218,11 @@ def find(trace: Trace, regions: Regions, claimed: set[Call]) -> list[Site]:
         if shared is not None:
             shared.members.update(makers)
             continue
-        found = read(region)
+        try:
+            found = read(region)
+        except UnreadError:
+            regions.unread.update(makers)
+            continue
         if found is None:
             continue
         for reading in (found.before, found):

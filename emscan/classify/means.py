@@ -42,7 +42,7 @@ _LINEAR = (
 )  # fmt: skip
 _MOST_CALLS = 6000
 _ENTRIES = 6  # entries of a numerator whose weights are looked at
-_CLOSE = 5e-3
+CLOSE = 5e-3
 _MOST_ENTRIES = 1 << 22  # of values made up to count alternatives without weights
 
 
@@ -87,64 +87,6 @@ def _einsum_divisions(call: Call) -> Iterator[tuple[Value, Value, set[Call]]]:
         inverse = inverse_of(factor)
         if inverse is not None:
             yield call.out, inverse[0], inverse[1] | {c for c in [factor.call] if c is not None}
-
-
-def plans(trace: Trace, claimed: set[Call]) -> list[Site]:
-    """Return a site for every exponential that is scaled by inverse sums of itself: diag(u) K diag(v), u = a / Kv."""
-    sites: list[Site] = []
-    taken: set[Call] = set()
-    for call in reversed(trace.calls):
-        if call.op not in PRODUCTS or call in claimed or call in taken or not trace.is_live(call):
-            continue
-        factors, chain = _factors(call.out)
-        kernel = next((v for v in factors if v.call is not None and v.call.op in EXPONENTIALS and computed(v)), None)
-        scales = [v for v in factors if v is not kernel and inverse_of(v) is not None]
-        if kernel is None or kernel.call is None or not scales or kernel.shape != call.out.shape:
-            continue
-        between = {v.call for s in scales for v in ancestors(s, _scaling) if v.call is not None and _scaling(v.call)}
-        if not any(c.op in CONTRACTION and any(source(v).flow == kernel.flow for v in c.inputs) for c in between):
-            continue
-        axis = _even_axis(call.out)
-        if axis is None:
-            continue
-        members = chain | between | {kernel.call}
-        taken |= members
-        site = Site(
-            "em", "softmax", "Softmax", members, kernel.call.inputs[0], call.out, "vector", call.out.shape[axis], "units",
-            axes=(axis,), op=kernel.call.op, weights=call.out, weights_axes=(axis,),
-        )  # fmt: skip
-        sites.append(site)
-    return sites
-
-
-def _factors(value: Value) -> tuple[list[Value], set[Call]]:
-    """Return what a product is a product of, seen through views, and the calls in between."""
-    factors, chain, stack = list[Value](), set[Call](), [value]
-    while stack:
-        item = source(stack.pop())
-        call = item.call
-        if call is not None and call.op in PRODUCTS and inverse_of(item) is None:
-            chain.add(call)
-            stack.extend(call.inputs)
-        else:
-            factors.append(item)
-    return factors, chain
-
-
-def _scaling(call: Call) -> bool:
-    """Whether a call is a step of the scaling: products and sums of the kernel, inverses, guards."""
-    return _linear(call) or call.op in DIVISIONS or call.op in CLAMPS or call.op in {"aten.reciprocal", "aten.pow"}
-
-
-def _even_axis(value: Value) -> int | None:
-    """Return the axis (negative) along which the entries have the same sum everywhere; without numbers, the last."""
-    if value.tensor is None:
-        return -1
-    for axis in (-1, -2) if value.tensor.dim() > 1 else (-1,):
-        sums = value.tensor.double().sum(axis)
-        if value.shape[axis] >= 2 and float(sums.max() - sums.min()) <= _CLOSE * float(sums.abs().max()):
-            return axis
-    return None
 
 
 @dataclass
@@ -203,7 +145,7 @@ def _peeled(value: Value, weights: set[int]) -> Value:
         if call.op in PASS or call.op in RESHAPES:
             value = call.inputs[0]
         elif call.op in PRODUCTS and len(call.inputs) == 2:
-            pure = [v for v in call.inputs if not any(a.flow in weights for a in ancestors(v, _linear))]
+            pure = [v for v in call.inputs if not any(a.flow in weights for a in ancestors(v, linear_in))]
             if len(pure) != 1:
                 break
             value = next(v for v in call.inputs if v is not pure[0])
@@ -225,7 +167,7 @@ def _unguarded(value: Value) -> tuple[Value, set[Call]]:
     return value, guards
 
 
-def _linear(call: Call) -> bool:
+def linear_in(call: Call) -> bool:
     """Whether a call is linear in each of its computed operands and no layer of its own."""
     if call.op in CONTRACTION:
         return not any(v.param and not v.data and v.floating and not _kernel(source(v)) for v in call.inputs)
@@ -254,7 +196,7 @@ def _cone(value: Value, *, divided: bool = False) -> _Cone:
 
 
 def _passes(call: Call, divided: bool) -> bool:
-    return _linear(call) or (divided and call.op in DIVISIONS)
+    return linear_in(call) or (divided and call.op in DIVISIONS)
 
 
 def _kernel(value: Value) -> bool:
@@ -327,7 +269,7 @@ def alternatives_of(numerator: Value, denominator: Value | None, mixed: list[Cal
             if fitted is None or not bool((fitted >= 0).all()):
                 return None
             total = fitted
-        if float((again - total).abs().max()) > _CLOSE * float(total.abs().max()):
+        if float((again - total).abs().max()) > CLOSE * float(total.abs().max()):
             return None
         shares = list(jacobian(numerator, mixed, values, torch.float64))
     except (RuntimeError, TypeError, KeyError, IndexError, NotImplementedError):

@@ -79,57 +79,71 @@ class Total:
 
 def total(value: Value, *, mean: bool = False) -> Total | None:
     """Return the sum that ``value`` is, if it is one (or the mean, if asked: in a logarithm it differs by log K)."""
-    members: set[Call] = set()
-    sink = guarded = learned = False
-    constant = 0.0
-    while value.call is not None:
-        call = value.call
-        if call.op in PASS or call.op in RESHAPES or call.op in CLAMPS:
-            guarded = guarded or call.op in CLAMPS
-            value = call.inputs[0]
-        elif call.op in ADDS and call.op != "aten.rsub" and variables(call) <= 1 and len(call.inputs) <= 2:
-            inner = next((v for v in call.inputs if computed(v)), call.inputs[0])
-            weight = _added(call, inner)
-            constant += weight
-            sink, guarded = sink or weight > 0, True
-            learned = learned or (weight > 0 and any(v.param for v in call.inputs if v is not inner))
-            members.add(call)
-            value = inner
-        elif call.op == "aten.add" and (fixed := _fixed_energy(call)) is not None:
-            value, extra = fixed
-            learned = learned or any(v.param and not v.data for c in extra for v in c.inputs)
-            members |= {call} | extra
-            sink = guarded = True
-        else:
-            break
-    call = value.call  # type: ignore[assignment]
+    found = Total(value, (), set())
+    while found.weights.call is not None and _strip(found, found.weights.call):
+        pass
+    call = found.weights.call
     if call is None:
         return None
-    members.add(call)
-    if call.op == "aten.sum" or (mean and call.op == "aten.mean"):
-        weights = call.inputs[0]
+    found.members.add(call)
+    summed = _summed(call, mean=mean)
+    if summed is None:
+        return None
+    found.weights, found.axes, found.segments = summed
+    if found.segments is not None:
+        found.members.add(found.segments)
+    return found if found.axes else None
+
+
+def _strip(found: Total, call: Call) -> bool:
+    """Take a guard, a view or an added alternative off a sum; say whether there was one."""
+    if call.op in PASS or call.op in RESHAPES or call.op in CLAMPS:
+        found.guarded = found.guarded or call.op in CLAMPS
+        found.weights = call.inputs[0]
+    elif call.op in ADDS and call.op != "aten.rsub" and variables(call) <= 1 and len(call.inputs) <= 2:
+        inner = next((v for v in call.inputs if computed(v)), call.inputs[0])
+        weight = _added(call, inner)
+        found.constant += weight
+        found.sink, found.guarded = found.sink or weight > 0, True
+        found.learned = found.learned or (weight > 0 and any(v.param for v in call.inputs if v is not inner))
+        found.members.add(call)
+        found.weights = inner
+    elif call.op == "aten.add" and (fixed := _fixed_energy(call)) is not None:
+        found.weights, extra = fixed
+        found.learned = found.learned or any(v.param and not v.data for c in extra for v in c.inputs)
+        found.members |= {call} | extra
+        found.sink = found.guarded = True
+    else:
+        return False
+    return True
+
+
+def _summed(call: Call, *, mean: bool) -> tuple[Value, tuple[int, ...], Call | None] | None:
+    """Return what a call sums, over which axes (negative), and the scatter that sums where it is by index."""
+    weights = call.inputs[0] if call.inputs else None
+    if weights is None:
+        return None
+    plain_sum = call.op == "aten.sum" or (mean and call.op == "aten.mean")
+    if plain_sum or (call.op in {"aten.linalg_vector_norm", "aten.norm"} and _order(call) == 1):
         rank = len(weights.shape)
-        axes = tuple(axis - rank for axis in reduced_axes(call, rank))
-        return Total(weights, axes, members, guarded, sink, constant, learned) if axes else None
+        return weights, tuple(axis - rank for axis in reduced_axes(call, rank)), None
     if call.op in INDEXERS:
-        made = source(call.inputs[0]).call
-        if made is not None and made.op in _SEGMENT_SUMS and len(made.inputs) == 3 and not made.inputs[0].data:
-            weights, axis = made.inputs[2], made.arg("dim", 0)
-            if made.op == "aten.scatter_reduce" and made.arg("reduce") != "sum":
-                return None
-            axes = (axis % len(weights.shape) - len(weights.shape),) if weights.shape else ()
-            return Total(weights, axes, members | {made}, guarded, segments=made)
-    if call.op in {"aten.linalg_vector_norm", "aten.norm"} and _order(call) == 1:
-        weights = call.inputs[0]
-        rank = len(weights.shape)
-        return Total(weights, tuple(a - rank for a in reduced_axes(call, rank)), members, guarded, sink)
-    if call.op in CONTRACTION and len(call.inputs) == 2:  # e @ ones
-        plain = [v for v in call.inputs if not v.data and not v.param]
-        if len(plain) == 1 and plain[0].tensor is not None and bool((plain[0].tensor == 1).all()):
-            weights = next(v for v in call.inputs if v is not plain[0])
-            if call.op in {"aten.matmul", "aten.mm", "aten.mv"} and weights is call.inputs[0]:
-                return Total(weights, (-1,), members, guarded, sink)
+        return _by_index(source(weights).call)
+    if call.op in {"aten.matmul", "aten.mm", "aten.mv"} and len(call.inputs) == 2:  # e @ ones
+        ones = call.inputs[1]
+        constant = not ones.data and not ones.param and ones.tensor is not None
+        if constant and ones.tensor is not None and bool((ones.tensor == 1).all()):
+            return weights, (-1,), None
     return None
+
+
+def _by_index(scatter: Call | None) -> tuple[Value, tuple[int, ...], Call | None] | None:
+    if scatter is None or scatter.op not in _SEGMENT_SUMS or len(scatter.inputs) != 3 or scatter.inputs[0].data:
+        return None
+    if scatter.op == "aten.scatter_reduce" and scatter.arg("reduce") != "sum":
+        return None
+    weights, axis = scatter.inputs[2], scatter.arg("dim", 0)
+    return weights, (axis % len(weights.shape) - len(weights.shape),) if weights.shape else (), scatter
 
 
 def _order(call: Call) -> float | None:

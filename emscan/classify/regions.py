@@ -203,6 +203,7 @@ class Regions:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
+        self.unread: set[Call] = set()  # calls of regions whose function could not be had
         # what a bias is added to is not yet the layer's output
         self._biases = {bias.id for call in trace.calls if (bias := bias_of(call)) is not None}
         self._base: dict[int, Value] = {value.id: value for value in trace.values}

@@ -123,7 +123,10 @@ def _threshold_search(value: Value) -> set[Call]:
 def from_ratio(ratio: Ratio, regions: Regions, inner: set[Call], energies: Value) -> Site | None:
     """Return the site of weights with exact zeros over their own sum (normalized ReLU); None if all keep a share."""
     region = regions.region(ratio.weights)
-    found = gates.read(region)
+    try:
+        found = gates.read(region)
+    except gates.UnreadError:
+        found = None
     cut = found is not None and found.mechanism == "threshold" and any(stuck == 0 for stuck in found.form.stuck)
     if not cut:
         return None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from emscan.classify import gates
 from emscan.classify.coverage import account
+from emscan.classify.regions import Region
 from emscan.trace.record import record
+from tests.classify.conftest import look_at
 
 X = torch.randn(5, 4)
 
@@ -39,3 +43,13 @@ def test_what_reaches_no_output_is_control() -> None:
 
     (count,) = account(recorded(Unused()), []).calls
     assert (count.op, count.control) == ("aten.softmax", 1)
+
+
+def test_arithmetic_that_cannot_be_read_is_not_called_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object, **__: object) -> None:
+        raise RuntimeError("no such kernel for single numbers")
+
+    monkeypatch.setattr(gates, "_KNOWN", {})
+    monkeypatch.setattr(Region, "function", unreadable)
+    found = look_at(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (torch.randn(8, 4),))
+    assert [(u.op, u.calls) for u in found.coverage.unclassified] == [("aten.relu", 1)]
