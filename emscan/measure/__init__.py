@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from emscan.classify.site import Site
-from emscan.measure.alternative_meters import AlternativesMeter, AttentionMeter, SelectionMeter
+from emscan.measure.alternative_meters import AlternativesMeter
+from emscan.measure.attention_meters import AttentionMeter, ScoresMeter
 from emscan.measure.gate_meters import GateMeter, LogisticMeter
+from emscan.measure.selection_meters import SelectionMeter
 from emscan.report.document import Thresholds
 
-Meter = GateMeter | LogisticMeter | AlternativesMeter | AttentionMeter | SelectionMeter
+Meter = GateMeter | LogisticMeter | AlternativesMeter | AttentionMeter | ScoresMeter | SelectionMeter
 
 __all__ = ["Meter", "meter_for"]
 
@@ -22,4 +24,7 @@ def meter_for(site: Site, thresholds: Thresholds) -> Meter:
         return GateMeter(site, thresholds)
     if site.mechanism == "selection":
         return SelectionMeter(site, thresholds)
+    written = site.weights is None and site.numerator is None and not site.terms
+    if site.kind == "keys" and site.mechanism != "truncation" and written and site.energies.data:
+        return ScoresMeter(site, thresholds)
     return AlternativesMeter(site, thresholds)

@@ -110,3 +110,11 @@ def _by_position(dims: Dims, fallback: int) -> Layout:
 
 def _size(dim: Dim) -> int:
     return math.prod(factor.size for factor in dim)
+
+
+def alternatives_last(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return the tensor with the axes of the alternatives merged into the last one."""
+    rank = tensor.dim()
+    wanted = sorted(axis % rank for axis in axes)
+    moved = tensor.movedim(wanted, list(range(rank - len(wanted), rank)))
+    return moved.flatten(rank - len(wanted)) if len(wanted) > 1 else moved

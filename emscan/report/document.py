@@ -120,7 +120,10 @@ class Components:
     load: list[float | None] | None = None
     soft_load: list[float | None] | None = None
     variance: list[float | None] | None = None
-    redundancy: float | None = None
+    redundancy: float | None = None  # correlation_energy over its maximum, K (K - 1)
+    correlation_energy: float | None = None  # sum of squared correlations between different components
+    correlated: int | None = None  # competitions that the correlations are over, where not all of them
+    mass: list[float | None] | None = None  # N_k, the sum of responsibilities
     gradient: list[float | None] | None = None
 
 
@@ -145,14 +148,35 @@ class MaxSummary:
 
 
 @dataclass
+class Temperature:
+    """Mean normalized entropy with all energies halved and doubled: near a hard limit neither moves it much."""
+
+    half: float | None = None
+    double: float | None = None
+    sampled: int | None = None  # number of competitions that they are over, where not all of them
+
+
+@dataclass
+class Calibration:
+    """How right an output is about its targets; ``error``: expected calibration error over ``bins`` equal bins."""
+
+    targets: int
+    accuracy: float | None = None
+    confidence: float | None = None
+    error: float | None = None
+    bins: int = 15
+
+
+@dataclass
 class Head:
-    """One attention head."""
+    """One attention head. ``uniform_first_key``: the first key's mass if every query looked at all its keys alike."""
 
     normalized_entropy: float | None = None
     first_key: float | None = None
     diagonal: float | None = None
     hard_fraction: float | None = None
     output_norm: float | None = None
+    uniform_first_key: float | None = None
 
 
 @dataclass
@@ -168,6 +192,10 @@ class Responsibility:
     hard_fraction: float | None = None
     saturated: float | None = None
     max_violation: float | None = None
+    load_entropy: float | None = None  # H(load), nats
+    dropped: float | None = None  # share of a router's assignments that an expert's capacity left out
+    temperature: Temperature | None = None
+    calibration: Calibration | None = None
     mean: float | None = None  # mean r of the upper side, two-way rows only
     sampled: int | None = None  # number of sampled queries where not every competition was measured
     heads: list[Head] | None = None
