@@ -275,6 +275,7 @@ class ProbeInfo:
     batches: int = 0
     seed: int | None = None
     sha256: str | None = None
+    partial: bool = False  # interrupted: the numbers are those of the batches that were done
     objective: str | None = None  # the objective in force, and why, e.g. "cross-entropy (integer targets in [0, 10))"
 
 

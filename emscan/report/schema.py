@@ -20,7 +20,7 @@ _BOUNDS: dict[tuple[str, str], dict[str, Any]] = {
     **{("Thresholds", name): _SHARE for name in ("rare", "dormant", "starved", "hard", "saturated", "confidence")},
     **{("Thresholds", name): _NOT_NEGATIVE for name in ("collapse_variance", "information", "evidence")},
     **{("Components", name): _SHARE for name in ("on_rate", "upper_bound", "load", "soft_load", "redundancy")},
-    ("Components", "variance"): _NOT_NEGATIVE,
+    **{("Components", name): _NOT_NEGATIVE for name in ("variance", "mass", "correlation_energy", "correlated")},
     ("Components", "count"): _NOT_NEGATIVE,
     **{
         ("Components", name): _NOT_NEGATIVE
@@ -28,9 +28,14 @@ _BOUNDS: dict[tuple[str, str], dict[str, Any]] = {
     },
     **{("EntropySummary", name): _NOT_NEGATIVE for name in ("mean", "min", "p05", "median", "p95", "max")},
     **{("MaxSummary", name): _SHARE for name in ("mean", "p95")},
-    **{("Responsibility", name): _SHARE for name in ("hard_fraction", "saturated", "mean")},
-    **{("Responsibility", name): _NOT_NEGATIVE for name in ("competitions", "information", "effective_components")},
-    **{("Head", name): _SHARE for name in ("first_key", "diagonal", "hard_fraction")},
+    **{("Responsibility", name): _SHARE for name in ("hard_fraction", "saturated", "mean", "dropped")},
+    **{
+        ("Responsibility", name): _NOT_NEGATIVE
+        for name in ("competitions", "information", "effective_components", "load_entropy")
+    },
+    **{("Temperature", name): _NOT_NEGATIVE for name in ("half", "double", "sampled")},
+    **{("Calibration", name): _SHARE for name in ("accuracy", "confidence", "error")},
+    **{("Head", name): _SHARE for name in ("first_key", "diagonal", "hard_fraction", "uniform_first_key")},
     **{("Evidence", name): _NOT_NEGATIVE for name in ("sum_error", "gradient_error", "tolerance")},
     **{("OpCount", name): _NOT_NEGATIVE for name in ("calls", "in_rows", "absorbed", "control", "unclassified")},
     **{("ProbeInfo", name): _NOT_NEGATIVE for name in ("samples", "batches")},
