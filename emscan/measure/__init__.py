@@ -24,7 +24,7 @@ def meter_for(site: Site, thresholds: Thresholds) -> Meter:
         return GateMeter(site, thresholds)
     if site.mechanism == "selection":
         return SelectionMeter(site, thresholds)
-    written = site.weights is None and site.numerator is None and not site.terms
+    written = site.numerator is None and not site.terms and site.segments is None and not site.sink
     if site.kind == "keys" and site.mechanism != "truncation" and written and site.energies.data:
         return ScoresMeter(site, thresholds)
     return AlternativesMeter(site, thresholds)

@@ -17,17 +17,17 @@ from emscan.measure.histogram import Histogram
 from emscan.measure.moments import Moments
 from emscan.report.document import Components, EntropySummary, MaxSummary, Responsibility, Thresholds
 
-_MASKED = 5e3  # an energy this far below the best is a mask's, not a score
+MASKED = 5e3  # an energy this far below the best is a mask's, not a score
 _EXACT = 1 << 20  # responsibilities of a row measured in float64; in as many more, float32 rounding averages out
 
 
 def visible_alternatives(scores: Tensor, axis: int) -> Tensor | None:
     """Return which alternatives a mask has left: finite scores not absurdly far below the best. None: all of them."""
     low, high = (float(end) for end in torch.aminmax(scores)) if scores.numel() else (0.0, 0.0)
-    if high - low < _MASKED:
+    if high - low < MASKED:
         return None
     best = scores.amax(axis, keepdim=True)
-    return torch.isfinite(scores) & (scores >= best - _MASKED)
+    return torch.isfinite(scores) & (scores >= best - MASKED)
 
 
 def entropy(r: Tensor) -> Tensor:
@@ -204,7 +204,8 @@ class Alternatives:
         found = Responsibility(self.competitions or self.picks)
         if load is not None and float(load.sum()) > 0:
             shares = load / load.sum()
-            found.effective_components = math.exp(float(entropy(shares)))
+            found.load_entropy = float(entropy(shares))
+            found.effective_components = math.exp(found.load_entropy)
             found.max_violation = float(load.max()) * self.count - 1 if router else None
         if not self.measured:
             return found

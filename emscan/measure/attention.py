@@ -1,22 +1,29 @@
 """Attention per head, from queries and keys: never more than a few megabytes of scores at a time.
 
-With s the scores of a query over the keys it may see: r = softmax(s), log Z = max s - log max r,
-H = log Z - sum_j r_j s_j.
+With s the scores of a query over the keys it may see and b = max s: w = exp(s - b), Z = sum_j w_j, r = w / Z,
+H = log Z - sum_j w_j (s_j - b) / Z, max r = 1 / Z. That costs about as much as the attention itself; log-sum-exps of a
+fused kernel would give H for as much again, and no maximum.
+
+Beyond 2,048 keys, a fixed number of queries per sequence is looked at, evenly spaced, against all their keys.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from emscan.measure.alternatives import _MASKED, entropy, visible_alternatives
+from emscan.measure.alternatives import MASKED, visible_alternatives
 from emscan.measure.histogram import Histogram
-from emscan.report.document import EntropySummary, Head, MaxSummary, Responsibility, Thresholds
+from emscan.report.document import EntropySummary, Head, MaxSummary, Responsibility, Temperature, Thresholds
 
-_SCORES = 1 << 19  # scores alive at a time: 2 MiB, and as much for their softmax
+EXACT = 2048  # keys up to which every query is measured
+SAMPLED = 512  # queries per sequence that are measured beyond
+_SCALED = 16  # queries per sequence whose entropy is taken at other temperatures, too
+_SCORES = 1 << 18  # scores alive at a time: 1 MiB, and as much for their exponentials
 _HIDDEN = -1e30  # score of a masked key: its share underflows to 0, and 0 times it is 0, unlike with -inf
 
 
@@ -24,89 +31,122 @@ class AttentionHeads:
     """Streamed statistics of ``heads`` attention heads over about ``keys`` keys.
 
     Quantiles of the entropy come from bins on [0, ln keys]; what a longer batch adds above falls into the last one.
-    Queries without a key in sight are no competitions; those with a single key are left out of entropies.
+    Queries without a key in sight are no competitions, nor are those of padding: in square attention, positions whose
+    key no query may see. Queries with a single key are left out of entropies.
     """
 
     def __init__(self, heads: int, keys: int, thresholds: Thresholds) -> None:
         self._thresholds = thresholds
         self.heads = heads
-        zeros = torch.zeros(heads, dtype=torch.float64)
-        self.queries = zeros.clone()  # with at least one key in sight
-        self.measured = zeros.clone()  # with at least two
-        self.normalized, self.first, self.diagonal, self.hard = (zeros.clone() for _ in range(4))
-        self.aligned = zeros.clone()  # queries of square attention
-        self.norm, self.outputs = zeros.clone(), 0
+        self.queries = torch.zeros(heads, dtype=torch.float64)  # with at least one key in sight
+        self.measured = torch.zeros_like(self.queries)  # with at least two
+        self.normalized, self.first, self.diagonal, self.hard = torch.zeros(4, heads, dtype=torch.float64)
+        self.uniform = torch.zeros_like(self.queries)  # sum of 1 / keys in sight
+        self.aligned = torch.zeros_like(self.queries)  # queries of square attention
+        self.norm, self.outputs = torch.zeros_like(self.queries), torch.zeros_like(self.queries)
+        self.passed = 0  # queries that were there, measured or not
+        self.sampled = False
+        self.scaled, self.half, self.double = 0, 0.0, 0.0
         self.entropy = Histogram(0.0, math.log(max(2, keys)))
         self.largest = Histogram(0.0, 1.0)
         self.nonfinite = False
+        self._sighted: Tensor | None = None  # which queries of the last call counted: those whose outputs do
+        self._places: Tensor | None = None
 
     def update(
         self, query: Tensor, key: Tensor, *, mask: Tensor | None = None, causal: bool = False,
-        scale: float | None = None, output: Tensor | None = None,
+        scale: float | None = None, output: Tensor | None = None, own: bool = True,
     ) -> None:  # fmt: skip
         """See one call: query (..., H, L, E), key (..., G, S, E) with G dividing H; mask bool (True: visible) or
-        additive, broadcastable to (..., H, L, S); output (..., H, L, V)."""
-        heads = query.shape[-3] if query.dim() >= 3 else 1
-        length, size = query.shape[-2], key.shape[-2]
-        q = query.reshape(-1, heads, length, query.shape[-1])
-        k = key.reshape(-1, key.shape[-3] if key.dim() >= 3 else 1, size, key.shape[-1])
-        if k.shape[1] != heads:
-            k = k.repeat_interleave(heads // k.shape[1], 1)
+        additive, broadcastable to (..., H, L, S); output (..., H, L, V). ``own``: key i belongs to query i, where
+        there are as many."""
+        lead, heads, length, size = query.shape[:-3], query.shape[-3], query.shape[-2], key.shape[-2]
+        samples = math.prod(lead)
+        if not samples * length * size:
+            return
+        wide = torch.promote_types(query.dtype, torch.float32)
+        q, k = (t.reshape(samples, *t.shape[-3:]) for t in (query, key.expand(*lead, *key.shape[-3:])))
+        shared = heads // k.shape[1]
+        mask = _one_lead(mask, lead) if mask is not None else None
+        found = _Queries(samples, heads, length, size, q.device, wide)
         factor = scale if scale is not None else query.shape[-1] ** -0.5
-        found = _Queries(len(q), heads, length, size, q.device)
-        at, keys = torch.arange(length, device=q.device), torch.arange(size, device=q.device)
-        bias = None
-        if mask is not None:
-            bias, seen = _bias(mask, at[:, None] >= keys if causal else None, size)
-            found.seen.copy_(seen.expand(query.shape[:-1]).reshape(found.seen.shape))
-            bias = bias.expand(*query.shape[:-1], size).reshape(-1, heads, length, size)
-        elif causal:
-            found.seen.copy_((at + 1).clamp(max=size))
-        samples, rows = _steps(heads, length, size)
-        for sample in range(0, len(q), samples):
-            batch = slice(sample, sample + samples)
-            keys_t = k[batch].float().flatten(0, 1).transpose(-2, -1)
-            for start in range(0, length, rows):
-                part = slice(start, start + rows)
-                some = q[batch, :, part].float()
-                buffer = some.new_empty(keys_t.shape[0], some.shape[2], size)
-                # the scale costs nothing inside the product
-                scores = torch.baddbmm(buffer, some.flatten(0, 1), keys_t, beta=0, alpha=factor, out=buffer)
-                scores = scores.unflatten(0, some.shape[:2])
-                if causal:
-                    scores.add_(torch.where(at[part, None] >= keys, 0.0, _HIDDEN))
-                if bias is not None:
-                    scores.add_(bias[batch, :, part])
-                found.see_scores(batch, part, scores)
+        keys = torch.arange(size, device=q.device)
+        with exact_products():
+            for some, part, rows in found.blocks():
+                places = found.places[rows]
+                last = min(size, int(places[-1]) + 1) if causal else size  # what no query of the block sees stays away
+                of_keys = k[some, part] if shared == 1 else k[some][:, torch.arange(heads)[part] // shared]
+                ours = q[some, part][..., places if found.sampled else rows, :].to(wide)
+                theirs = of_keys[..., :last, :].to(wide).transpose(-2, -1)
+                scores = ours.new_empty(*ours.shape[:-1], last)
+                torch.baddbmm(
+                    scores.flatten(0, 1), ours.flatten(0, 1), theirs.flatten(0, 1), beta=0, alpha=factor,
+                    out=scores.flatten(0, 1),
+                )  # fmt: skip
+                later = keys[:last] > places[:, None] if causal else None
+                seen = _hide(scores, found.of_mask(mask, some, part, rows), later)
+                found.see_scores((some, part, rows), scores, seen)
+        if own and mask is not None:
+            found.leave_padding(_keys_in_sight(mask, size, length if causal else None))
         self._count(found)
         if output is not None:
-            wide = torch.promote_types(output.dtype, torch.float32)
-            norms = torch.linalg.vector_norm(output, dim=(-2, -1), dtype=wide).reshape(-1, heads)
-            self.norm += norms.double().sum(0).cpu()
-            self.outputs += len(norms)
+            self.update_output(output)
 
-    def update_scores(self, scores: Tensor, scale: float = 1.0) -> None:
+    def update_scores(self, scores: Tensor, scale: float = 1.0, *, own: bool = True) -> None:
         """See scores s (..., H, L, S) with r = softmax(scale * s); those absurdly far below the best are masked."""
-        found, parts = _walk(scores)
-        for batch, queries, (part,) in parts:
-            wide = part.to(torch.float32, copy=True).mul_(scale)  # a copy: the statistics work in place
+        if not scores.numel():
+            return
+        whole = scores.reshape(-1, *scores.shape[-3:])
+        samples, heads, length, size = whole.shape
+        wide_type = torch.promote_types(scores.dtype, torch.float32)
+        found = _Queries(samples, heads, length, size, whole.device, wide_type)
+        hidden = False
+        for place, piece in found.pieces(whole):
+            wide = piece.to(found.entropy.dtype, copy=True).mul_(scale)  # a copy: the statistics work in place
             shown = visible_alternatives(wide, -1)
+            seen: Tensor | None = None
             if shown is not None:
+                hidden = True
                 self.nonfinite = self.nonfinite or not bool((wide < math.inf).all())
-                found.seen[batch, :, queries] = shown.sum(-1)
+                seen = shown.sum(-1)
                 wide.masked_fill_(~shown, _HIDDEN)
-            found.see_scores(batch, queries, wide)
+            found.see_scores(place, wide, seen)
+        if hidden and own:
+            found.leave_padding(_scores_in_sight(whole, scale))
         self._count(found)
 
-    def update_probabilities(self, r: Tensor, shown: Tensor | None) -> None:
-        """See responsibilities (..., H, L, S) themselves; ``shown``: bool, which keys a mask has left."""
-        found, parts = _walk(r, *([shown.expand(r.shape)] if shown is not None else []))
-        for batch, queries, (part, *seen) in parts:
-            wide = part.float()
-            if seen:
-                found.seen[batch, :, queries] = seen[0].sum(-1)
-            found.see(batch, queries, wide, entropy(wide), wide.amax(-1))
+    def update_weights(self, weights: Tensor, *, own: bool = True) -> None:
+        """See nonnegative weights w (..., H, L, S) with r = w / sum w; a key of weight 0 is masked."""
+        if not weights.numel():
+            return
+        whole = weights.reshape(-1, *weights.shape[-3:])
+        samples, heads, length, size = whole.shape
+        wide_type = torch.promote_types(weights.dtype, torch.float32)
+        found = _Queries(samples, heads, length, size, whole.device, wide_type)
+        for place, piece in found.pieces(whole):
+            wide = piece.to(found.entropy.dtype)
+            top = wide.amax(-1, keepdim=True)
+            seen = (wide > 0).sum(-1)
+            w = wide / torch.where(top > 0, top, 1.0)
+            found.see(place, w, w.clamp(min=torch.finfo(w.dtype).tiny).log(), seen)
+        if own and bool((found.seen < whole.shape[-1]).any()):
+            found.leave_padding((whole > 0).any(-2))
         self._count(found)
+
+    def update_output(self, output: Tensor) -> None:
+        """See the outputs (..., H, L, V) of the call seen last: what each head gives where it counted."""
+        sighted = self._sighted
+        rows = output.reshape(-1, *output.shape[-3:])
+        if self._places is not None:
+            rows = rows[..., self._places, :]
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=wide)
+        if sighted is not None and sighted.shape == norms.shape:
+            norms = torch.where(sighted, norms, 0.0)
+            self.outputs += sighted.sum((0, 2)).cpu()
+        else:
+            self.outputs += len(norms) * norms.shape[-1]
+        self.norm += norms.sum((0, 2), dtype=torch.float64).cpu()
 
     def _count(self, found: _Queries) -> None:
         """Add what the queries of one call have shown."""
@@ -115,31 +155,46 @@ class AttentionHeads:
         if not bool(h.sum().isfinite()):  # the entropy of a query that sees nothing is NaN, too
             sighted = sighted & h.isfinite()
             self.nonfinite = self.nonfinite or bool(((seen >= 1) & ~sighted).any())
-        self.queries += sighted.sum((0, 2)).cpu()
+        self._sighted, self._places = sighted, found.places if found.sampled else None
+        self.sampled = self.sampled or found.sampled
+        counted = sighted.sum((0, 2)).cpu()
+        self.queries += counted
+        self.passed += found.passed if found.sampled else int(counted.sum())
         self.first += torch.where(sighted, found.first, 0.0).sum((0, 2), dtype=torch.float64).cpu()
+        share = torch.where(sighted, 1 / seen.clamp(min=1), 0.0)
+        self.uniform += share.sum((0, 2), dtype=torch.float64).cpu()
         if found.square:
-            self.aligned += sighted.sum((0, 2)).cpu()
+            self.aligned += counted
             self.diagonal += torch.where(sighted, found.own, 0.0).sum((0, 2), dtype=torch.float64).cpu()
         real = sighted & (seen >= 2)
         self.measured += real.sum((0, 2)).cpu()
-        self.normalized += torch.where(real, h / seen.clamp(min=2).log(), 0.0).sum((0, 2)).cpu()
+        most = seen.clamp(min=2).log()
+        self.normalized += torch.where(real, h / most, 0.0).sum((0, 2), dtype=torch.float64).cpu()
         self.hard += ((found.top >= self._thresholds.hard) & real).sum((0, 2)).cpu()
         everything = bool(real.all())
         self.entropy.update(h if everything else h[real])
         self.largest.update(found.top if everything else found.top[real])
+        for step, name, some in ((0, "half", found.half), (1, "double", found.double)):
+            counts = real[..., :: found.step] & some.isfinite()
+            ratio = torch.where(counts, some / most[..., :: found.step], 0.0)
+            setattr(self, name, getattr(self, name) + float(ratio.sum(dtype=torch.float64)))
+            self.scaled += int(counts.sum()) if step == 0 else 0
 
     def merge(self, other: AttentionHeads) -> None:
         """Add what another probe shard has shown."""
-        for name in ("queries", "measured", "normalized", "first", "diagonal", "hard", "aligned", "norm", "outputs"):
+        sums = "queries measured normalized first diagonal hard uniform aligned norm outputs passed scaled half double"
+        for name in sums.split():
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.entropy.merge(other.entropy)
         self.largest.merge(other.largest)
+        self.sampled = self.sampled or other.sampled
         self.nonfinite = self.nonfinite or other.nonfinite
 
     def responsibility(self) -> Responsibility:
         """Return the statistics of the row and of every head."""
-        found = Responsibility(int(self.queries.sum()))
+        found = Responsibility(self.passed)
         total = float(self.measured.sum())
+        found.sampled = int(self.queries.sum()) if self.sampled else None
         if not total:
             return found
         h = self.entropy
@@ -149,69 +204,181 @@ class AttentionHeads:
         found.normalized_entropy = float(self.normalized.sum()) / total
         found.max = MaxSummary(self.largest.mean, self.largest.quantile(0.95))
         found.hard_fraction = float(self.hard.sum()) / total
+        if self.scaled:
+            some = self.scaled if self.scaled < total else None
+            found.temperature = Temperature(self.half / self.scaled, self.double / self.scaled, some)
         found.heads = [self._head(i) for i in range(self.heads)]
         return found
 
     def _head(self, i: int) -> Head:
         queries, measured, aligned = (float(t[i]) for t in (self.queries, self.measured, self.aligned))
-        layer = float(self.norm.mean()) if self.outputs else 0.0
+        norms = torch.where(self.outputs > 0, self.norm / self.outputs.clamp(min=1), 0.0)
+        layer = float(norms.mean())
         return Head(
             float(self.normalized[i]) / measured if measured else None,
             float(self.first[i]) / queries if queries else None,
             float(self.diagonal[i]) / aligned if aligned else None,
             float(self.hard[i]) / measured if measured else None,
-            float(self.norm[i]) / layer if layer else None,
+            float(norms[i]) / layer if layer else None,
+            float(self.uniform[i]) / queries if queries else None,
         )
 
 
-def _bias(mask: Tensor, causal: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
-    """Return a mask (..., S) as what it adds to the scores, and how many keys it leaves; both may broadcast."""
-    shown = mask if mask.dtype == torch.bool else mask > -_MASKED
-    bias = torch.where(shown, 0.0 if mask.dtype == torch.bool else mask.float(), _HIDDEN)
-    shown = shown.expand(*shown.shape[:-1], size)
-    return bias, (shown if causal is None else shown & causal).sum(-1)
+def _hide(scores: Tensor, mask: Tensor | None, later: Tensor | None) -> Tensor | None:
+    """Add a mask (n, h, l, S), broadcastable, to scores in place; return how many keys it leaves. None: all."""
+    last = scores.shape[-1]
+    if mask is not None:
+        mask = mask[..., :last] if mask.shape[-1] > 1 else mask
+        shown = mask if mask.dtype == torch.bool else mask > -MASKED
+        scores += torch.where(shown, 0.0 if mask.dtype == torch.bool else mask.to(scores.dtype), _HIDDEN)
+        if later is None:
+            return shown.expand(*shown.shape[:-1], last).sum(-1)
+        shown = shown & ~later
+        scores.masked_fill_(later, _HIDDEN)
+        return shown.sum(-1)
+    if later is not None:
+        scores.masked_fill_(later, _HIDDEN)
+        return (~later).sum(-1)
+    return None
 
 
-def _steps(heads: int, length: int, size: int) -> tuple[int, int]:
-    """Return how many samples and how many queries of each to look at together."""
-    if heads * length * size <= _SCORES:
-        return max(1, _SCORES // max(1, heads * length * size)), max(1, length)
-    return 1, max(1, _SCORES // (heads * size))
+def _one_lead(mask: Tensor, lead: torch.Size) -> Tensor:
+    """Return a mask broadcastable to (*lead, H, L, S) as one of (N or 1, H or 1, L or 1, S or 1)."""
+    mask = mask.reshape(*(1,) * (4 - mask.dim()), *mask.shape)
+    if mask.dim() == 4 and (len(lead) <= 1 or mask.shape[0] == 1):
+        return mask
+    if all(size == 1 for size in mask.shape[:-3]):
+        return mask.reshape(1, *mask.shape[-3:])
+    return mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
+
+
+def _keys_in_sight(mask: Tensor, size: int, causal: int | None) -> Tensor:
+    """Return which keys (n, H or 1, S) a mask (n, H or 1, L or 1, S) lets any query see.
+
+    ``causal``: the number of queries, where query i sees no key beyond i either.
+    """
+    if causal is not None:
+        shown = mask if mask.dtype == torch.bool else mask > -MASKED
+        seen = shown.expand(*shown.shape[:-2], causal, size).tril().any(-2)
+    else:
+        seen = mask.any(-2) if mask.dtype == torch.bool else mask.amax(-2) > -MASKED
+    return seen.expand(*seen.shape[:-1], size)
+
+
+def _scores_in_sight(scores: Tensor, scale: float) -> Tensor:
+    """Return which keys (N, H, S) any query sees, by scores (N, H, L, S) some of which are a mask's."""
+    best = scores.amax(-2) if scale > 0 else scores.amin(-2)
+    if bool(best.isnan().any()):  # one bad query hides no key
+        worst = -math.inf if scale > 0 else math.inf
+        known = torch.where(scores.isnan(), worst, scores)
+        best = known.amax(-2) if scale > 0 else known.amin(-2)
+    best = best.float() * scale
+    return best >= best.amax(-1, keepdim=True) - MASKED
+
+
+@dataclass
+class exact_products:  # noqa: N801
+    """Products in full float32 in the body, whatever the process allows for speed (TF32, bfloat16)."""
+
+    before: str = "highest"
+
+    def __enter__(self) -> None:
+        self.before = torch.get_float32_matmul_precision()
+        if self.before != "highest":
+            torch.set_float32_matmul_precision("highest")
+
+    def __exit__(self, *_: object) -> None:
+        if self.before != "highest":
+            torch.set_float32_matmul_precision(self.before)
+
+
+Place = tuple[slice, slice, slice]  # samples, heads, queries (of those that are measured)
 
 
 class _Queries:
-    """What every query of one call has shown, (N, H, L): counted once, since small pieces of scores are many."""
+    """What the measured queries of one call have shown, (N, H, M): counted once, since pieces of scores are many."""
 
-    def __init__(self, samples: int, heads: int, length: int, size: int, device: torch.device) -> None:
-        self.entropy, self.top, self.first, self.own, self.seen = torch.zeros(5, samples, heads, length, device=device)
-        self.seen.fill_(size)
+    def __init__(
+        self, samples: int, heads: int, length: int, size: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.sampled = size > EXACT and length > SAMPLED
+        self.places = torch.arange(length, device=device)  # of the queries that are measured
+        if self.sampled:
+            self.places = ((torch.arange(SAMPLED, device=device) + 0.5) * (length / SAMPLED)).long()
+        self._shape = samples, heads, len(self.places), size
+        made = torch.zeros(4, *self._shape[:3], device=device, dtype=dtype)
+        self.entropy, self.top, self.first, self.own = made
+        self.seen = torch.full_like(self.top, size)
         self.square = length == size
+        self.passed = samples * heads * length
+        self.step = max(1, len(self.places) // _SCALED)
+        few = (len(self.places) - 1) // self.step + 1
+        self.half, self.double = torch.zeros(2, samples, heads, few, device=device, dtype=dtype)
 
-    def see_scores(self, batch: slice, queries: slice, scores: Tensor) -> None:
-        """See scores (n, H, l, S), which are overwritten."""
-        best = scores.amax(-1)
-        r = torch.softmax(scores, -1)
-        top = r.amax(-1)
-        mean = scores.mul_(r).sum(-1)
-        self.see(batch, queries, r, best.sub_(top.log()).sub_(mean), top)
+    def blocks(self) -> Iterator[Place]:
+        """Yield which scores to look at together: whole samples, or some heads of one, or some queries of one head."""
+        samples, heads, length, size = self._shape
+        rows = max(1, min(length, _SCORES // size))
+        together = max(1, _SCORES // (rows * size))  # heads, of one or of several samples
+        per = max(1, together // heads)
+        part = min(heads, together)
+        for sample in range(0, samples, per):
+            for head in range(0, heads, part):
+                for start in range(0, length, rows):
+                    yield (
+                        slice(sample, min(samples, sample + per)),
+                        slice(head, min(heads, head + part)),
+                        slice(start, min(length, start + rows)),
+                    )
 
-    def see(self, batch: slice, queries: slice, r: Tensor, h: Tensor, top: Tensor) -> None:
-        """See responsibilities r (n, H, l, S) with entropies h and maxima top (n, H, l)."""
-        self.entropy[batch, :, queries], self.top[batch, :, queries] = h, top
-        self.first[batch, :, queries] = r[..., 0]
+    def pieces(self, whole: Tensor) -> Iterator[tuple[Place, Tensor]]:
+        """Yield the blocks of a tensor (N, H, L, S) that has everything."""
+        for some, part, rows in self.blocks():
+            yield (some, part, rows), whole[some, part][..., self.places[rows] if self.sampled else rows, :]
+
+    def of_mask(self, mask: Tensor | None, some: slice, part: slice, rows: slice) -> Tensor | None:
+        """Return the part of a mask (N or 1, H or 1, L or 1, S or 1) that goes with a block."""
+        if mask is None:
+            return None
+        mask = mask[some] if mask.shape[0] > 1 else mask
+        mask = mask[:, part] if mask.shape[1] > 1 else mask
+        if mask.shape[2] > 1:
+            mask = mask[:, :, self.places[rows] if self.sampled else rows]
+        return mask
+
+    def leave_padding(self, shown: Tensor) -> None:
+        """Drop the queries of padding; ``shown``, (N or 1, H or 1, S), says which keys any query sees."""
         if self.square:
-            self.own[batch, :, queries] = r.diagonal(queries.start, -2, -1)
+            self.seen *= shown[..., self.places]
 
+    def see_scores(self, place: Place, scores: Tensor, seen: Tensor | None) -> None:
+        """See scores (n, h, l, S), which are overwritten; ``seen``: how many of the keys are no mask's."""
+        below = scores.sub_(scores.amax(-1, keepdim=True))
+        self.see(place, below.exp(), below, seen)
 
-def _walk(*tensors: Tensor) -> tuple[_Queries, Iterator[tuple[slice, slice, list[Tensor]]]]:
-    """Return room for the queries of tensors (..., H, L, S), and their pieces: samples, queries, slices."""
-    heads, length, size = tensors[0].shape[-3:]
-    whole = [tensor.reshape(-1, heads, length, size) for tensor in tensors]
-    samples, rows = _steps(heads, length, size)
-    places = (
-        (slice(sample, sample + samples), slice(start, start + rows))
-        for sample in range(0, len(whole[0]), samples)
-        for start in range(0, length, rows)
-    )
-    found = _Queries(len(whole[0]), heads, length, size, tensors[0].device)
-    return found, ((batch, part, [tensor[batch, :, part] for tensor in whole]) for batch, part in places)
+    def see(self, place: Place, w: Tensor, below: Tensor, seen: Tensor | None) -> None:
+        """See weights w = exp(below), the largest of each query being 1; ``below`` is overwritten."""
+        some, part, rows = place
+        if seen is not None:
+            self.seen[place] = seen.to(self.seen.dtype)
+        scaled = range(-rows.start % self.step, rows.stop - rows.start, self.step)
+        if len(scaled):
+            self._see_scaled((some, part), rows.start, scaled, w, below)
+        total = w.sum(-1)
+        top = 1 / total
+        self.entropy[place] = total.log() - below.mul_(w).sum(-1) * top
+        self.top[place] = top
+        self.first[place] = w[..., 0] * top
+        if self.square:
+            own = self.places[rows, None].expand(*w.shape[:-1], 1)
+            self.own[place] = w.gather(-1, own).squeeze(-1) * top
+
+    def _see_scaled(self, where: tuple[slice, slice], start: int, rows: range, w: Tensor, below: Tensor) -> None:
+        """Take the entropy of a few queries with their scores halved and doubled."""
+        chosen = slice(rows.start, rows.stop, rows.step)
+        w, below = w[:, :, chosen], below[:, :, chosen]
+        first = (start + rows.start) // self.step
+        at = (*where, slice(first, first + len(rows)))
+        for target, scale, weight in ((self.half, 0.5, w.sqrt()), (self.double, 2.0, w.square())):
+            total = weight.sum(-1)
+            target[at] = total.log() - scale * (below * weight).sum(-1) / total

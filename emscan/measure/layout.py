@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -64,13 +65,18 @@ def layout_of(dims: Dims, owner_names: tuple[str, ...], fallback: int = -1) -> L
     if origin is None:
         tied = [d for d, dim in enumerate(dims) if any(f.origin.kind == "param" for f in dim)]
         return _by_position(dims, tied[0] if len(tied) == 1 else fallback)
+    return split(dims, lambda factor: _spot(factor) == origin)
+
+
+def split(dims: Dims, is_unit: Callable[[Factor], bool]) -> Layout:
+    """Return the layout in which the factors that ``is_unit`` names are the units."""
     shape: list[int | None] = []
     pattern: list[int] = []
     units: list[tuple[int, Factor]] = []
     for dim in dims:
         start = len(shape)
         for factor in dim:
-            if _spot(factor) == origin:
+            if is_unit(factor):
                 units.append((len(shape), factor))
                 shape.append(factor.size)
             elif len(shape) > start and shape[-1] is None:

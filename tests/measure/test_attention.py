@@ -19,14 +19,17 @@ T = Thresholds()
 B, H, L, S, E = 3, 4, 9, 9, 5
 
 
-def reference(scores: Tensor, shown: Tensor) -> dict[str, Any]:
+def reference(scores: Tensor, shown: Tensor, *, own: bool = True) -> dict[str, Any]:
     """``scores``, ``shown``: (B, H, L, S); means over the queries that see a key (entropies: two)."""
     shown = shown.expand(scores.shape)
     s = torch.where(shown, scores.double(), -math.inf)
     r = torch.softmax(s, -1).nan_to_num()
     h = torch.special.entr(r).sum(-1)
     seen = shown.sum(-1)
+    if own and shown.shape[-1] == scores.shape[-2]:
+        seen = seen * shown.any(-2)  # what no query may look at is padding
     any_, real = seen >= 1, seen >= 2
+    r = r * any_[..., None]
     norm = torch.where(real, h / seen.clamp(min=2).double().log(), 0)
     hard = ((r.amax(-1) >= 0.99) & real).double()
     over = (0, 2)
@@ -150,7 +153,7 @@ def test_explicit_scores_and_probabilities_say_the_same(at_a_time: int, monkeypa
     masked = scores.masked_fill(~shown, -1e9)
     by_scores.update_scores(masked)
     by_energies.update_scores(-masked, -1.0)
-    by_share.update_probabilities(torch.softmax(masked, -1), shown)
+    by_share.update_weights(torch.softmax(masked, -1) * 3)
     for heads in (by_scores, by_energies, by_share):
         check(heads, expected)
     assert masked.min() == -1e9
@@ -172,7 +175,7 @@ def test_merging_and_batches_equal_one_pass() -> None:
         check(heads, expected)
         found = heads.responsibility().heads
         assert found is not None
-        norms = torch.linalg.vector_norm(out.double(), dim=(-2, -1)).mean(0)
+        norms = torch.linalg.vector_norm(out.double(), dim=-1).mean((0, 2))
         for head, norm in zip(found, norms / norms.mean(), strict=True):
             assert head.output_norm == pytest.approx(float(norm), rel=1e-5)
 
