@@ -22,7 +22,7 @@ from emscan.report.document import EntropySummary, Head, MaxSummary, Responsibil
 
 EXACT = 2048  # keys up to which every query is measured
 SAMPLED = 512  # queries per sequence that are measured beyond
-_SCALED = 16  # queries per sequence whose entropy is taken at other temperatures, too
+_SCALED = 8  # queries per sequence whose entropy is taken at other temperatures, too
 _SCORES = 1 << 18  # scores alive at a time: 1 MiB, and as much for their exponentials
 _HIDDEN = -1e30  # score of a masked key: its share underflows to 0, and 0 times it is 0, unlike with -inf
 
@@ -79,10 +79,8 @@ class AttentionHeads:
                 ours = q[some, part][..., places if found.sampled else rows, :].to(wide)
                 theirs = of_keys[..., :last, :].to(wide).transpose(-2, -1)
                 scores = ours.new_empty(*ours.shape[:-1], last)
-                torch.baddbmm(
-                    scores.flatten(0, 1), ours.flatten(0, 1), theirs.flatten(0, 1), beta=0, alpha=factor,
-                    out=scores.flatten(0, 1),
-                )  # fmt: skip
+                for n in range(len(ours)):  # one sample's heads are strided as a product likes them: nothing is copied
+                    torch.baddbmm(scores[n], ours[n], theirs[n], beta=0, alpha=factor, out=scores[n])
                 later = keys[:last] > places[:, None] if causal else None
                 seen = _hide(scores, found.of_mask(mask, some, part, rows), later)
                 found.see_scores((some, part, rows), scores, seen)

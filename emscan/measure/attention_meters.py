@@ -25,6 +25,7 @@ from emscan.trace.operators import CONTRACTION
 from emscan.trace.origins import Dim, Dims, Factor
 
 Result = tuple[Components | None, Responsibility | None, list[str]]
+_Mark = tuple[int, int, int]
 
 
 class _PerHead:
@@ -154,31 +155,31 @@ class _Spot:
     query: int | None  # view axis
     last: tuple[int, ...]  # view axes
     own: bool  # key i belongs to query i
-    heads: frozenset[int]  # origins
-    standing: frozenset[int]  # origins of everything but the keys
+    heads: frozenset[_Mark]
+    standing: frozenset[_Mark]  # of everything but the keys
 
     @classmethod
     def of(cls, dims: Dims, taken: tuple[int, ...], queries: Dim) -> _Spot:
         """Find them in scores with alternatives along ``taken``; ``queries``: the factors that only queries have."""
         rank = len(dims)
         keys = {axis % rank for axis in taken}
-        ours = {f.origin.id for f in queries}
+        ours = {_mark(f) for f in queries}
         rest = [f for d, dim in enumerate(dims) if d not in keys for f in dim]
-        heads = frozenset(f.origin.id for f in rest if f.origin.persistent and f.origin.id not in ours)
-        layout = split(dims, lambda f: f.origin.id in heads)
-        query = next((d for d, dim in enumerate(dims) if d not in keys and {f.origin.id for f in dim} & ours), None)
+        heads = frozenset(_mark(f) for f in rest if f.origin.persistent and _mark(f) not in ours)
+        layout = split(dims, lambda f: _mark(f) in heads)
+        query = next((d for d, dim in enumerate(dims) if d not in keys and _marks(dim) & ours), None)
         if query is None:
             query = next((d for d in reversed(range(rank)) if d not in keys and not _all_in(dims[d], heads)), None)
         own = query is not None and len(keys) == 1 and _same_axis(dims[query], dims[next(iter(keys))])
-        standing = frozenset(f.origin.id for f in rest)
+        standing = frozenset(_mark(f) for f in rest)
         return cls(layout, _view_axis(layout, query), _view_axes(layout, keys), own, heads, standing)
 
     def in_output(self, dims: Dims) -> _Spot | None:
         """Find heads and features in the posterior means (..., V); None where the heads cannot be told."""
-        layout = split(dims, lambda f: f.origin.id in self.heads)
-        if self.heads - {f.origin.id for dim in dims for f in dim}:
+        layout = split(dims, lambda f: _mark(f) in self.heads)
+        if self.heads - {_mark(f) for dim in dims for f in dim}:
             return None
-        features = {d for d, dim in enumerate(dims) if dim and not {f.origin.id for f in dim} & self.standing}
+        features = {d for d, dim in enumerate(dims) if dim and not _marks(dim) & self.standing}
         left = [d for d, dim in enumerate(dims) if d not in features and not _all_in(dim, self.heads)]
         query = left[-1] if left else None
         return _Spot(layout, _view_axis(layout, query), _view_axes(layout, features), False, self.heads, self.standing)
@@ -194,8 +195,17 @@ class _Spot:
         return rows.reshape(-1, *sizes, rows.shape[-1] if self.last else 1)
 
 
-def _all_in(dim: Dim, origins: frozenset[int]) -> bool:
-    return bool(dim) and all(f.origin.id in origins for f in dim)
+def _mark(factor: Factor) -> _Mark:
+    """What tells heads from the features inside them, which walk along the same axis of one weight."""
+    return factor.origin.id, factor.step, factor.size
+
+
+def _marks(dim: Dim) -> set[_Mark]:
+    return {_mark(factor) for factor in dim}
+
+
+def _all_in(dim: Dim, marks: frozenset[_Mark]) -> bool:
+    return bool(dim) and all(_mark(f) in marks for f in dim)
 
 
 def _view_axes(layout: Layout, dims: set[int]) -> tuple[int, ...]:
@@ -222,7 +232,7 @@ def _queries_of(site: Site, axes: Axes) -> Dim:
         return ()
     dims = axes.of(made.out)
     if made.op == "aten.einsum":
-        return _einsum_queries(made, dims)
+        return _einsum_queries(made, axes)
     if made.op == "aten.linear" or len(dims) < 2:
         return ()
     keys = _alternative_origins(site, axes)
@@ -236,16 +246,25 @@ def _alternative_origins(site: Site, axes: Axes) -> set[int]:
     return {f.origin.id for axis in site.axes for f in dims[axis]}
 
 
-def _einsum_queries(made: Call, dims: Dims) -> Dim:
+def _einsum_queries(made: Call, axes: Axes) -> Dim:
+    """Axes that one operand alone has; those that come from the weight whose rows are contracted are heads still."""
     found = einsum_terms(made)
     if found is None or len(found[0]) != 2:
         return ()
-    (a, b), out = found
-    factors: list[Factor] = []
-    alone = [place for place, letter in enumerate(out) if (letter in a) != (letter in b)]
-    for place in alone:  # the keys stand alone, too: they are no heads in any case
-        factors += dims[place]
-    return tuple(factors)
+    terms, out = found
+    contracted = {
+        f.origin.id
+        for term, value in zip(terms, made.inputs, strict=True)
+        for letter, dim in zip(term, axes.of(value), strict=True)
+        if letter not in out
+        for f in dim
+        if f.origin.persistent
+    }
+    dims = axes.of(made.out)
+    alone = [dims[place] for place, letter in enumerate(out) if (letter in terms[0]) != (letter in terms[1])]
+    return tuple(
+        f for dim in alone for f in dim if f.origin.id not in contracted
+    )  # the keys, too: no heads in any case
 
 
 def _posterior_mean(site: Site) -> Value | None:
