@@ -63,7 +63,9 @@ def _folded(found: list[Finding], line: Line) -> str:
     where = f"in {share_of(len({f.layer_index for f in found}), len(rows))}"
     listed = sum(len(f.components) for f in found)
     parts = [row.components for row in line.members if row.components is not None]
+    heads = sum(len(row.responsibility.heads or ()) for row in line.members if row.responsibility is not None)
     many = f", {listed} of {sum(p.count for p in parts)} {parts[0].kind}" if listed and parts else ""
+    many = f", {listed} of {heads} heads" if listed and heads and not parts else many
     worst, tag, row = max(mine, key=lambda one: _severity(one[0], one[2]))
     ranked = _severity(worst, row) > min(_severity(f, r) for f, _, r in mine)
     body = worst.message.removeprefix(f"layer {row.name}: ")

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from emscan import rules
-from emscan.report.document import Evidence, Report, Thresholds
+from emscan.report.document import Evidence, Head, Report, Thresholds
 from emscan.rules.registry import rule
 from tests.report.builder import gate, plain, report, seed, softmax
 
@@ -29,6 +29,19 @@ def with_(row, **changes):
     return row
 
 
+def attending(**numbers):
+    """A row with a sound head and one that differs from it by ``numbers``."""
+    sound = {
+        "normalized_entropy": 0.6,
+        "first_key": 0.05,
+        "hard_fraction": 0.1,
+        "output_norm": 1.0,
+        "uniform_first_key": 0.1,
+    }
+    heads = [Head(**sound), Head(**{**sound, **numbers})]
+    return with_(softmax(0, "a", kind="keys"), components=None, responsibility__heads=heads)
+
+
 FIRES: dict[str, Report] = {
     "EM001": report(with_(softmax(0, "a"), alternatives__kind="batch")),
     "EM002": report(with_(softmax(0, "a"), flags=["double-normalization"])),
@@ -43,7 +56,13 @@ FIRES: dict[str, Report] = {
     "EM201": report(with_(softmax(0, "a"), responsibility__information=1e-6, components__variance=[1e-4] * 10)),
     "EM202": report(with_(routed(), responsibility__max_violation=1.5)),
     "EM203": report(with_(gate(0, "a", frozen=[1]), mechanism="logistic", verdict="em")),
-    "EM204": report(with_(softmax(0, "a", kind="prototypes"), responsibility__hard_fraction=0.999)),
+    "EM204": report(
+        with_(softmax(0, "a", kind="prototypes"), responsibility__hard_fraction=0.999, responsibility__heads=None)
+    ),
+    "EM207": report(attending(normalized_entropy=0.04)),
+    "EM208": report(attending(first_key=0.4)),
+    "EM209": report(attending(normalized_entropy=0.995)),
+    "EM210": report(attending(output_norm=0.04)),
     "EM301": report(with_(gate(0, "a"), flags=["non-finite"])),
     "EM401": report(with_(softmax(0, "a"), evidence=Evidence("x", None, 0.1, 1e-9, 1e-5, "float32", True))),
     "EM402": report(with_(softmax(0, "a"), flags=["detached"])),
@@ -162,7 +181,8 @@ def test_a_saturated_layer_without_a_frozen_unit() -> None:
 
 
 def test_messages_name_the_threshold_in_force() -> None:
-    made = report(with_(softmax(0, "a", kind="keys"), responsibility__hard_fraction=0.999))
+    hard = {"responsibility__hard_fraction": 0.999, "responsibility__heads": None}
+    made = report(with_(softmax(0, "a", kind="prototypes"), **hard))
     made.thresholds = Thresholds(hard=0.9)
     rules.apply(made)
     assert finding(made, "EM204").message.endswith("0.9 or more")
@@ -172,3 +192,28 @@ def test_messages_name_the_threshold_in_force() -> None:
 def test_lists_on_a_synthetic_probe_are_indicative(name: str) -> None:
     made = report(gate(0, "a", **{name: [1]}), synthetic=True)
     assert any("indicative" in f.message for f in made.findings if f.layer == "a")
+
+
+def test_heads_are_named_with_their_numbers() -> None:
+    said = finding(report(attending(first_key=0.4)), "EM208")
+    assert said.components == [1]
+    assert said.message == "layer a: 1 of 2 heads rest on the first key (1; mean mass 0.4)"
+
+
+def test_a_short_causal_sequence_has_no_sink() -> None:
+    """Uniform attention over 1, 2, ..., 8 keys gives the first one 0.34 on average."""
+    made = report(attending(first_key=0.34, uniform_first_key=0.34), attending(output_norm=0.06))
+    assert not codes(made) & {"EM208", "EM210"}
+
+
+def test_folded_layers_count_their_heads() -> None:
+    from emscan.report.fold import Line
+    from emscan.report.notices import notices
+    from emscan.report.select import view
+
+    rows = [with_(attending(first_key=0.4 + i / 50), index=i, name=f"layers.{i}.attention") for i in range(21)]
+    made = report(*rows)
+    lines: list[Line] = view(made)
+    assert [len(line.members) for line in lines] == [21]
+    (said,) = [n for n in notices(made, lines) if n.rule == "EM208"]
+    assert "in all 21, 21 of 42 heads" in said.text
