@@ -36,7 +36,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     scripted = [isinstance(module, torch.jit.ScriptModule) for module in modules]
     attributes = [None if s else _attributes(m) for m, s in zip(modules, scripted, strict=True)]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    generators = _generators()
+    drawn = generators()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         for module, mode in zip(modules, modes, strict=True):
@@ -55,7 +55,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        _restore_generators(generators)
+        restore_generators(drawn)
         for module, saved in zip(modules, attributes, strict=True):
             if saved is not None:
                 _restore_attributes(module, saved)
@@ -111,14 +111,14 @@ def afresh(model: nn.Module, *, rehearsal: bool = False) -> Iterator[None]:
     """
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     saved = [_attributes(module) for module in modules]
-    generators = _generators() if rehearsal else None
+    drawn = generators() if rehearsal else None
     try:
         yield
     finally:
         for module, attributes in zip(modules, saved, strict=True):
             _restore_attributes(module, attributes)
-        if generators is not None:
-            _restore_generators(generators)
+        if drawn is not None:
+            restore_generators(drawn)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -147,12 +147,14 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return bool(torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)))
 
 
-def _generators() -> tuple[Any, ...]:
+def generators() -> tuple[Any, ...]:
+    """Return the states of torch's, Python's and NumPy's random generators."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
 
 
-def _restore_generators(saved: tuple[Any, ...]) -> None:
+def restore_generators(saved: tuple[Any, ...]) -> None:
+    """Bring the random generators back to ``saved``."""
     cpu, cuda, python, numpy = saved
     torch.set_rng_state(cpu)
     if cuda is not None:

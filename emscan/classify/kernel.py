@@ -19,7 +19,7 @@ def from_ratio(ratio: Ratio, regions: Regions) -> Site | None:
     if _choices(ratio.weights):
         return None
     energies, inner = scores_of(ratio.weights, regions)
-    op = next((call.op for call in inner), ratio.call.op)
+    op = max(inner, key=lambda call: call.id).op if inner else ratio.call.op
     return ratio.site("kernel", "Normalized kernel", ratio.members | inner, energies, op)
 
 

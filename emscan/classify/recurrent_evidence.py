@@ -19,8 +19,13 @@ _ROWS = 64
 
 
 def errors(call: Call) -> tuple[float, float, float] | None:
-    """Return (sum error, gradient error, largest log-odds) of the gate that the step's derivative shows."""
+    """Return (sum error, gradient error, largest log-odds) of the gate that the step's derivative shows.
+
+    None for a gate that has no two sides, and where the step's inputs were not kept.
+    """
     kind = RECURRENT[call.op]
+    if any(value.tensor is None for value in call.inputs):
+        return None  # too large to keep
     x, h, weights = _first_step(call)
     if kind == "relu":
         return None

@@ -61,6 +61,9 @@ class Call:
     in_place: bool = False
     no_grad: bool = False
 
+    def __hash__(self) -> int:
+        return self.id  # sets of calls come in the same order in every run, and so do reports
+
     @property
     def out(self) -> Value:
         """The first output."""
