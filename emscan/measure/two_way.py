@@ -15,12 +15,13 @@ from torch import Tensor
 from emscan.measure.chunks import in_any_order, others, pieces, reduce_max, reduce_min, summed, unit_zeros
 from emscan.measure.histogram import Histogram
 from emscan.measure.units import Derivative, Underflow, compared
-from emscan.report.document import EntropySummary, MaxSummary, Responsibility, Thresholds
+from emscan.report.document import EntropySummary, MaxSummary, Responsibility, Temperature, Thresholds
 
 Function = Callable[[Tensor], Tensor]
 
 # |u| in bins so narrow that neither H (slope at most 0.224) nor max r (0.25) moves by more than 1/4,096 of its range
-_SIZES = (0.0, 16.0, 1 << 15)
+_BINS, _WIDTH = 1 << 14, 24.0 / (1 << 14)
+_EXACT = 1 << 20  # values of a row summed one by one; in as many more, the rounding to bins averages out
 
 
 def entropy(u: float) -> float:
@@ -48,7 +49,10 @@ class TwoWay:
         self.high = torch.full((count,), -math.inf, dtype=torch.float64)
         self._moves = torch.zeros(count, dtype=torch.bool)  # known to leave both ends: neither frozen nor dead
         self.underflow = Underflow(count, derivative) if derivative is not None else None
-        self.sizes = Histogram(*_SIZES)
+        self._width = self._odds / max(1, round(self._odds / _WIDTH)) if self._odds > 0 else _WIDTH  # an edge at 0.99
+        self.sizes = Histogram(0.0, _BINS * self._width, _BINS)
+        self.far, self.far_entropy = 0, 0.0  # values with |u| beyond the bins, and their sum of H(u / 2)
+        self.binned: Tensor | None = None  # counts of u, on both sides, of values that were not summed one by one
         self.nonfinite = False
 
     def update(self, z: Tensor, unit_dims: tuple[int, ...], odds_of: Function | None = None) -> None:
@@ -60,7 +64,7 @@ class TwoWay:
             odds = odds_of(wide) if odds_of is not None else wide
             upper = compared(odds, 0.0)
             on += summed(upper, gone)
-            if not self._add(odds, upper):
+            if not (self._bin(odds) if self.values >= _EXACT else self._add(odds, upper)):
                 self.nonfinite = True
                 real = odds[~odds.isnan()].clamp(-1e4, 1e4)
                 self._add(real, compared(real, 0.0))
@@ -68,6 +72,41 @@ class TwoWay:
                 self._range(odds, unit_dims)
         self.on += on.flatten().to("cpu", torch.int64)
         self.per_unit += z.numel() // len(self.rows)
+
+    def _bin(self, odds: Tensor) -> bool:
+        """Count values by bins of u, from which the sums over all units follow; as `_add` in what it returns."""
+        low, high = (float(end) for end in torch.aminmax(odds)) if odds.numel() else (0.0, 0.0)
+        if not max(abs(low), abs(high)) < self.sizes.high:  # beyond the bins, or not finite
+            return self._add(odds, compared(odds, 0.0))
+        places = torch.mul(in_any_order(odds), 1 / self._width).add_(_BINS).clamp_(0, 2 * _BINS - 1)
+        counts = torch.bincount(places.to(torch.int32), minlength=2 * _BINS).cpu()
+        self.binned = counts if self.binned is None else self.binned.add_(counts)
+        self.sizes.maximum = max(self.sizes.maximum, abs(low), abs(high))
+        if low > 0 or high < 0:  # else there is a bin next to 0 that says it, where H is flat
+            self.sizes.minimum = min(self.sizes.minimum, max(low, -high))
+        self.values += odds.numel()
+        if self._hard != self._odds:
+            self.hard += int(compared(odds.abs(), self._hard, or_equal=True).sum())
+        return True
+
+    def _settle(self) -> None:
+        """Turn the counts of bins into sums, each value standing in the middle of its bin."""
+        if self.binned is None:
+            return
+        counts, self.binned = self.binned, None
+        middles = (torch.arange(2 * _BINS, dtype=torch.float64) - _BINS + 0.5) * self._width
+        weight, size = counts.double(), middles.abs()
+        losing = torch.sigmoid(-size)
+        self.mean += float(weight @ torch.sigmoid(middles))
+        self.losing += float(weight @ losing)
+        self.entropy += float(weight @ _entropies(size))
+        sizes = counts[_BINS:] + counts[:_BINS].flip(0)
+        saturated = int(sizes[round(self._odds / self._width) :].sum())
+        self.saturated += saturated
+        self.hard += saturated if self._hard == self._odds else 0
+        self.sizes.counts += sizes
+        self.sizes.count += int(sizes.sum())
+        self.sizes.minimum = min(self.sizes.minimum, (int(sizes.nonzero()[0]) + 1) * self._width)
 
     def _add(self, odds: Tensor, upper: Tensor) -> bool:
         """Add to the sums over all units, ``upper`` being 1 where odds > 0; False, with nothing added, if not finite."""
@@ -85,6 +124,10 @@ class TwoWay:
         self.saturated += saturated
         self.hard += saturated if self._hard == self._odds else int((size >= self._hard).sum())
         self.sizes.update(size)
+        if self.sizes.maximum > self.sizes.high:
+            far = size[size > self.sizes.high]
+            self.far += far.numel()
+            self.far_entropy += float(_entropies(far.double() / 2).sum())
         self.values += odds.numel()
         return True
 
@@ -99,6 +142,8 @@ class TwoWay:
 
     def merge(self, other: TwoWay) -> None:
         """Add what another probe shard has shown."""
+        self._settle()
+        other._settle()
         self.values += other.values
         self.mean, self.losing = self.mean + other.mean, self.losing + other.losing
         self.entropy += other.entropy
@@ -109,6 +154,7 @@ class TwoWay:
         if self.underflow is not None and other.underflow is not None:
             self.underflow.alive |= other.underflow.alive
         self.sizes.merge(other.sizes)
+        self.far, self.far_entropy = self.far + other.far, self.far_entropy + other.far_entropy
         self.nonfinite = self.nonfinite or other.nonfinite
 
     def dead(self) -> list[int]:
@@ -136,11 +182,13 @@ class TwoWay:
         whole.low, whole.high, whole.on = torch.cat(low), torch.cat(high), torch.cat(on)
         whole.per_unit = max((part.per_unit for part in parts), default=0)
         for part in parts:
+            part._settle()
             whole.values += part.values
             whole.mean, whole.losing = whole.mean + part.mean, whole.losing + part.losing
             whole.entropy += part.entropy
             whole.saturated, whole.hard = whole.saturated + part.saturated, whole.hard + part.hard
             whole.sizes.merge(part.sizes)
+            whole.far, whole.far_entropy = whole.far + part.far, whole.far_entropy + part.far_entropy
             whole.nonfinite = whole.nonfinite or part.nonfinite
         return whole
 
@@ -148,6 +196,7 @@ class TwoWay:
         """Return the statistics of the row; competitions are values."""
         if not self.values:
             return Responsibility(0)
+        self._settle()
         n, sizes = self.values, self.sizes
         # H falls as |u| grows: its 5 % quantile is at the 95 % quantile of |u|
         ends = (sizes.maximum, sizes.quantile(0.95), sizes.quantile(0.5), sizes.quantile(0.05), sizes.minimum)
@@ -160,8 +209,28 @@ class TwoWay:
             max=MaxSummary(1 - self.losing / n, larger),
             hard_fraction=self.hard / n,
             saturated=self.saturated / n,
+            temperature=self.temperature(),
             mean=self.mean / n,
         )
+
+    def temperature(self) -> Temperature:
+        """Return the mean H / ln 2 with the log-odds halved and doubled.
+
+        From the bins of |u|: within one, H(u / 2) and H(2 u) are as good as straight. Beyond the last, H(u / 2) was
+        summed as it came, and H(2 u) is below 1e-12.
+        """
+        counts = self.sizes.counts.double()
+        counts[-1] -= self.far
+        middles = (torch.arange(len(counts), dtype=torch.float64) + 0.5) * self._width
+        half, double = (float((counts * _entropies(middles * scale)).sum()) for scale in (0.5, 2.0))
+        whole = self.values * math.log(2)
+        return Temperature((half + self.far_entropy) / whole, double / whole)
+
+
+def _entropies(size: Tensor) -> Tensor:
+    """Return H(sigmoid(u)) in nats from |u|, float64."""
+    losing = torch.sigmoid(-size)
+    return size * losing - torch.log1p(-losing)
 
 
 def _sum_log1p(q: Tensor) -> float:

@@ -163,3 +163,42 @@ def test_entropy_of_one_value() -> None:
 def test_nothing_seen() -> None:
     assert TwoWay((0,), T).responsibility() == Responsibility(0)
     assert TwoWay((0,), T).frozen() == []
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize("shift", [-8.0, 0.0, 8.0])
+def test_values_counted_in_bins(scale: float, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the first million, sums come from bins of u: as exact as the values are many."""
+    monkeypatch.setattr("emscan.measure.two_way._EXACT", 1000)
+    torch.manual_seed(0)
+    u = torch.randn(40_000, 7) * scale + shift
+    check(filled(*u.split(2000)).responsibility(), u)
+    half, other = filled(*u[:9000].split(2000)), filled(*u[9000:].split(1500))
+    half.merge(other)
+    check(half.responsibility(), u)
+
+
+def test_bins_and_values_beyond_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emscan.measure.two_way._EXACT", 0)
+    torch.manual_seed(0)
+    u = torch.randn(3, 5000, 4) * 3
+    u[1] *= 30  # a piece that leaves the bins
+    found = filled(*u)
+    check(found.responsibility(), u)
+    assert not found.nonfinite
+    u[2, 7, 1] = math.nan
+    bad = filled(*u)
+    assert bad.nonfinite
+    assert bad.responsibility().competitions == u.numel() - 1
+
+
+def test_a_threshold_of_its_own_for_hardness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emscan.measure.two_way._EXACT", 0)
+    torch.manual_seed(0)
+    u = torch.randn(20_000, 3) * 3
+    found = TwoWay((0, 1, 2), Thresholds(saturated=0.95, hard=0.9))
+    found.update(u, (1,))
+    larger = torch.sigmoid(u.double().abs())
+    spread = found.responsibility()
+    assert spread.hard_fraction == pytest.approx(float((larger >= 0.9).double().mean()), abs=1e-9)
+    assert spread.saturated == pytest.approx(float((larger >= 0.95).double().mean()), abs=1e-9)
