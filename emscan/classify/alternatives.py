@@ -10,8 +10,8 @@ from emscan.classify.softmax import SEGMENTS
 from emscan.report.document import AlternativeKind
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import CONTRACTION, JOIN, LOOKUP, PASS, VIEW, pointwise
-from emscan.trace.origins import Dim, is_persistent
+from emscan.trace.operators import CONTRACTION, JOIN, LOOKUP, PASS, RECURRENT, SDPA, VIEW, pointwise
+from emscan.trace.origins import Dim, Origin, is_persistent
 
 
 def place(site: Site, axes: Axes, trace: Trace) -> None:
@@ -42,12 +42,46 @@ def place(site: Site, axes: Axes, trace: Trace) -> None:
         if site.segments is not None:
             site.kind = "positions"
         site.persistent = site.kind in {"experts", "classes"}
+        if site.terms:
+            site.terms.sort(key=lambda value: value.id)  # the order of the run is that of the components
+            sources = _sources(site.terms)
+            site.persistent = all(sources) and len(set(sources)) == len(sources)
+            if site.persistent and _distance(site.owner):
+                site.kind = "prototypes"
         return
     site.kind, site.persistent = _kind(site, axes, trace)
     if site.verdict == "em" and _joins_parameter(site):
         site.notes.append("one alternative is a sink of learned energy")
     if site.statistic == "vector" and site.verdict == "em" and _averages(site, trace):
         site.statistic = "mean"
+
+
+def _sources(terms: list[Value]) -> list[tuple[object, ...]]:
+    """Return what parameters, and which part of them, the alternatives come from that stand in values of their own."""
+    above = [{v.call for v in ancestors(term, _computes) if v.call is not None} for term in terms]
+    shared = set.intersection(*above)
+    return [tuple(part for call in sorted(own - shared, key=lambda c: c.id) for part in _parts(call)) for own in above]
+
+
+def _computes(call: Call) -> bool:
+    """Whether a call works on the input."""
+    return any(v.data for v in call.inputs)
+
+
+def _parts(call: Call) -> list[object]:
+    """Return the names of the parameters that meet computed values in a call, and the places taken from them."""
+    if not _computes(call):
+        return []
+    found: list[object] = []
+    stack = [v for v in call.inputs if v.param and not v.data]
+    while stack:
+        value = stack.pop()
+        if value.call is None:
+            found.append(value.name)
+        else:
+            found += [value.index, *(a for a in value.call.args if isinstance(a, int))]
+            stack.extend(value.call.inputs)
+    return found
 
 
 def _joins_parameter(site: Site) -> bool:
@@ -93,13 +127,16 @@ def _kind(site: Site, axes: Axes, trace: Trace) -> tuple[AlternativeKind, bool]:
     energies = site.energies
     dims = axes.of(energies)
     if not energies.data:
-        return "prior", True
+        return ("keys", False) if _of_learned(energies) else ("prior", True)
     if not dims or max(-a for a in site.axes) > len(dims):
         return site.kind, False
     along = [dims[axis] for axis in site.axes]
     returned = {source(v).id for v in trace.outputs}
     if site.mechanism in {"softmax", "kernel"} and _are_keys(energies, along, axes):
         return "keys", False
+    if site.mechanism == "truncation" and len(along) == 1 and _latents_of_batch(along[0]):
+        site.count, site.kept, site.label = along[0][-1].size, None, "Batch top-k"
+        return "latents", True
     if all(is_persistent(dim) for dim in along):
         if site.mechanism == "truncation":
             return ("experts" if site.kind == "experts" else "latents"), True
@@ -115,11 +152,16 @@ def _kind(site: Site, axes: Axes, trace: Trace) -> tuple[AlternativeKind, bool]:
     return ("keys" if _from_product(energies) else "positions"), False
 
 
+def _latents_of_batch(dim: Dim) -> bool:
+    """Whether a ranking runs over the latents of all samples together: rows of a weight, once per sample."""
+    return len(dim) >= 2 and dim[-1].origin.persistent and not any(f.origin.persistent for f in dim[:-1])
+
+
 def _selected_kind(site: Site, returned: set[int]) -> AlternativeKind:
     if site.chosen is not None:
         for user, operand in descendants(site.chosen, index_arithmetic):
             table = [v for v in user.inputs if v is not operand]
-            looks_up = user.op in LOOKUP or user.op in INDEXERS or user.op in CONTRACTION
+            looks_up = user.op in LOOKUP or user.op in INDEXERS or user.op in CONTRACTION or user.op == "aten.mul"
             if looks_up and any(not v.data and v.floating for v in table):
                 return "codes"  # rows of a table go forward, looked up or by one-hot product
         if source(site.chosen).id in returned:
@@ -165,10 +207,23 @@ def _mixes_computed(value: Value, axes: Axes) -> bool:
 def _is_batch(along: list[Dim], trace: Trace, axes: Axes) -> bool:
     """Whether alternatives run over an input's first axis and the model returns one result for each of its entries."""
     origins = {factor.origin for dim in along for factor in dim}
-    if not origins or not all(o.kind == "input" and o.dim == 0 for o in origins):
+    if not origins or not all(o.kind == "input" and o.dim == 0 for o in origins) or origins & _time(trace, axes):
         return False
     kept = {factor.origin for v in trace.outputs for dim in axes.of(v)[:1] for factor in dim}
     return bool(origins & kept) or not trace.outputs
+
+
+def _time(trace: Trace, axes: Axes) -> set[Origin]:
+    """Return what attention has its keys along, and recurrence its steps: the first axis of a sequence-first input."""
+    found: set[Origin] = set()
+    for call in trace.calls:
+        along: Dim = ()
+        if call.op in SDPA and len(call.inputs[1].shape) >= 2:
+            along = axes.of(call.inputs[1])[-2]
+        elif call.op in RECURRENT and call.arg("batch_first") is False and len(call.inputs[0].shape) == 3:
+            along = axes.of(call.inputs[0])[0]
+        found |= {factor.origin for factor in along}
+    return found
 
 
 def _are_keys(energies: Value, along: list[Dim], axes: Axes) -> bool:
@@ -212,6 +267,12 @@ def projected(value: Value) -> bool:
     return value.param and not value.data and any(
         v.call is not None and v.call.op in CONTRACTION for v in ancestors(value, lambda c: c.op not in CONTRACTION)
     )  # fmt: skip
+
+
+def _of_learned(energies: Value) -> bool:
+    """Whether energies are a product of two learned things that layers have mapped: latents that attend to each other."""
+    product = next((v.call for v in ancestors(energies, carries) if v.call and v.call.op in CONTRACTION), None)
+    return product is not None and sum(projected(v) for v in product.inputs) >= 2
 
 
 def nearest_product(energies: Value) -> Call | None:

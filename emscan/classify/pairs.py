@@ -72,5 +72,5 @@ def _site(label: str, members: set[Call], terms: list[Value], emitted: Value, st
         "em", "softmax", label, members, terms[-1], emitted, statistic, len(terms), "units", axes=(), op=op,  # type: ignore[arg-type]
     )  # fmt: skip
     site.terms = terms
-    site.notes.append("the alternatives stand in separate values: their statistics are not measured")
+    site.notes.append("the alternatives stand in separate values")
     return site

@@ -54,6 +54,13 @@ class Scratch:
             self._buffers[tensor.device] = buffer
         return buffer.as_strided(tensor.shape, _dense_strides(tensor))
 
+    def room(self, tensor: Tensor) -> Tensor:
+        """Return room for a result of the dtype of ``tensor``: the buffer for float32, else a new tensor."""
+        return self.like(tensor) if tensor.dtype == torch.float32 else torch.empty_like(tensor)
+
+
+FIRST, SECOND, THIRD = Scratch(), Scratch(), Scratch()  # shared: whoever writes to one is done with it when it returns
+
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
     """Return strides without gaps or overlaps, in the order of the strides of ``tensor``."""

@@ -13,11 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from emscan.measure.chunks import Scratch, others, pieces, reduce_max, reduce_min, summed, unit_zeros
+from emscan.measure.chunks import FIRST, others, pieces, reduce_max, reduce_min, summed, unit_zeros
 from emscan.report.document import Components, Thresholds
 
 Derivative = Callable[[Tensor], Tensor]
-_scratch = Scratch()
+_scratch = FIRST
 
 
 def upper_bound(samples: int, confidence: float = 0.95) -> float | None:

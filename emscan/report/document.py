@@ -60,6 +60,12 @@ class Thresholds:
     confidence: float = 0.95  # level of the upper bound on how often an unseen unit fires
     collapse_variance: float = 0.01  # component variance below this everywhere is collapse
     information: float = 0.01  # information below this share of ln K is "near 0"
+    redundancy: float = 0.75  # correlation energy at or above this share of its maximum is redundant
+    calibration: float = 0.1  # an expected calibration error above this is worth a note
+    sink: float = 0.3  # a head with more mean mass than this on the first key is a sink
+    collapsed_head: float = 0.05  # mean normalized entropy below this: a head looks at next to one key
+    uniform_head: float = 0.99  # mean normalized entropy above this: a head looks at all keys alike
+    inactive_head: float = 0.05  # output norm below this share of the mean over heads: a head gives nothing
     evidence: float = 16.0  # tolerance of sum_error and gradient_error, in epsilons of the dtype times sqrt(K)
 
 
@@ -120,10 +126,11 @@ class Components:
     load: list[float | None] | None = None
     soft_load: list[float | None] | None = None
     variance: list[float | None] | None = None
-    redundancy: float | None = None  # correlation_energy over its maximum, K (K - 1)
+    redundancy: float | None = None  # correlation_energy over its maximum: K (K - 1) for each set of K components
     correlation_energy: float | None = None  # sum of squared correlations between different components
     correlated: int | None = None  # competitions that the correlations are over, where not all of them
     mass: list[float | None] | None = None  # N_k, the sum of responsibilities
+    copies: list[list[int]] | None = None  # groups whose scores move together: each has its share, all say the same
     gradient: list[float | None] | None = None
 
 
@@ -186,7 +193,7 @@ class Responsibility:
     competitions: int
     entropy: EntropySummary = field(default_factory=EntropySummary)
     normalized_entropy: float | None = None
-    effective_components: float | None = None
+    effective_components: float | None = None  # exp H(load); of a codebook, its perplexity
     information: float | None = None
     max: MaxSummary = field(default_factory=MaxSummary)
     hard_fraction: float | None = None

@@ -18,13 +18,15 @@ _NOT_NEGATIVE = {"minimum": 0}
 _BOUNDS: dict[tuple[str, str], dict[str, Any]] = {
     ("Report", "tool"): {"required": ["name", "version"]},
     **{("Thresholds", name): _SHARE for name in ("rare", "dormant", "starved", "hard", "saturated", "confidence")},
+    **{("Thresholds", name): _SHARE for name in ("sink", "collapsed_head", "uniform_head", "inactive_head")},
+    ("Thresholds", "redundancy"): _SHARE,
     **{("Thresholds", name): _NOT_NEGATIVE for name in ("collapse_variance", "information", "evidence")},
     **{("Components", name): _SHARE for name in ("on_rate", "upper_bound", "load", "soft_load", "redundancy")},
     **{("Components", name): _NOT_NEGATIVE for name in ("variance", "mass", "correlation_energy", "correlated")},
     ("Components", "count"): _NOT_NEGATIVE,
     **{
         ("Components", name): _NOT_NEGATIVE
-        for name in ("dead", "rare", "dormant", "linear", "starved", "frozen", "provably_dead")
+        for name in ("dead", "rare", "dormant", "linear", "starved", "frozen", "provably_dead", "copies")
     },
     **{("EntropySummary", name): _NOT_NEGATIVE for name in ("mean", "min", "p05", "median", "p95", "max")},
     **{("MaxSummary", name): _SHARE for name in ("mean", "p95")},

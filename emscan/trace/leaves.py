@@ -32,6 +32,11 @@ def named_state(model: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
                 if memory is not None and memory not in seen:
                     seen.add(memory)
                     yield kind, _joined(prefix, name), tensor  # type: ignore[misc]
+    for prefix, module in modules:  # a codebook that was worked out once and kept is a plain attribute
+        for name, tensor in vars(module).items():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and _memory(tensor) not in seen:
+                seen.add(_memory(tensor))
+                yield "buffer", _joined(prefix, name), tensor
     for prefix, module in modules:
         if isinstance(module, torch.jit.ScriptModule):
             for frozen_kind, name, tensor in _frozen(module):

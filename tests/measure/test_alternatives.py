@@ -295,3 +295,64 @@ def test_inputs_of_any_memory_order_are_left_alone() -> None:
     stats.update(torch.softmax(scores, 1), 1)
     assert torch.equal(scores, before)
     assert stats.competitions == 2 * 60
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 6), st.integers(1, 3), st.integers(0, 40), st.floats(0.0, 20.0), st.integers(0, 10_000))
+def test_books_and_shards_equal_one_pass(k: int, books: int, cut: int, sharp: float, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randn(40, books, k, generator=draw) * sharp
+    chosen = scores.argmax(-1)
+
+    def over(*parts: slice) -> Alternatives:
+        stats = Alternatives(k, True, T, books)
+        for part in parts:
+            for book in range(books):
+                stats.update_scores(scores[part, book], book=book)
+                stats.update_energies(scores[part, book], book=book)
+                stats.update_assignments(chosen[part, book], book=book)
+        return stats
+
+    whole, shard, batches = over(slice(0, 40)), over(slice(0, cut)), over(slice(0, 11), slice(11, 40))
+    shard.merge(over(slice(cut, 40)))
+    r = posterior(scores.double().numpy())
+    soft = r.mean(0).ravel() / books
+    for stats in (whole, shard, batches):
+        found, spread = stats.components("codes", hard=True, samples=40), stats.responsibility()
+        assert found is not None
+        assert found.count == k * books
+        np.testing.assert_allclose(found.mass, r.sum(0).ravel(), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(found.soft_load, soft, rtol=1e-6, atol=1e-12)
+        assert sum(found.load) == pytest.approx(1)  # type: ignore[arg-type]
+        counts = np.stack([np.bincount(chosen[:, b].numpy(), minlength=k) for b in range(books)])
+        assert found.dead == np.flatnonzero(counts.ravel() == 0).tolist()
+        information = (h_of(r.mean(0)) - h_of(r).mean(0)).mean()
+        assert spread.information == pytest.approx(information, rel=1e-6, abs=1e-9)
+        np.testing.assert_allclose(
+            found.variance, scores.double().numpy().var(0).ravel(), rtol=1e-4, atol=1e-9 * (1 + sharp**2)
+        )
+        assert found.redundancy == pytest.approx(whole.components("codes", hard=True).redundancy, rel=1e-3, abs=1e-6)
+
+
+def test_scores_of_minus_infinity_count_where_classes_are_never_masked() -> None:
+    scores = torch.randn(30, 5)
+    scores[:, 2] = -math.inf
+    stats = Alternatives(5, True, T)
+    stats.update_scores(scores, masks=False)
+    check(stats, posterior(scores.double().numpy()))
+    assert stats.components("classes", hard=False).starved == [2]  # type: ignore[union-attr]
+
+
+def test_pieces_with_and_without_a_mask_are_counted_together() -> None:
+    """Entropies of several pieces are counted at once."""
+    scores = torch.randn(90_000, 6)
+    scores[80_000:, 4:] = -math.inf
+    stats = Alternatives(6, True, T)
+    stats.update_scores(scores)
+    first, second = scores[:80_000], scores[80_000:, :4]
+    h = [h_of(posterior(part.double().numpy())) for part in (first, second)]
+    found = stats.responsibility()
+    assert found.competitions == 90_000
+    assert found.entropy.mean == pytest.approx(np.concatenate(h).mean(), rel=1e-4)
+    exact = (h[0].sum() / math.log(6) + h[1].sum() / math.log(4)) / 90_000
+    assert found.normalized_entropy == pytest.approx(exact, rel=1e-4)

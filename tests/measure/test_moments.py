@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emscan.measure import moments as module
 from emscan.measure.moments import CORRELATED, Moments
 
 
@@ -50,14 +51,68 @@ def test_merging_and_batches_equal_one_pass(cut: int, k: int, seed: int) -> None
         assert other.redundancy == pytest.approx(whole.redundancy, rel=1e-3, abs=1e-6)
 
 
-def test_many_components_have_variances_but_no_correlations() -> None:
-    values = torch.randn(500, CORRELATED + 1)
-    moments = filled(*values.split(100))
-    shard = filled(values[:50])
-    shard.merge(filled(values[50:]))
-    for found in (moments, shard):
-        assert found.redundancy is None
-        torch.testing.assert_close(found.variance, values.double().var(0, correction=0), rtol=1e-4, atol=0)
+def first_redundancy(values: np.ndarray, n: int) -> float:
+    return redundancy(values[:n])
+
+
+@pytest.mark.parametrize("count", [CORRELATED + 1, 300])
+def test_many_components_correlate_over_the_first_competitions(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(module, "_PRODUCTS", 0)  # then it is 2 K of them
+    values = torch.randn(2 * count + 150, 40) @ torch.randn(40, count) + torch.randn(count) * 50
+    exact = values.double().numpy()
+    for size in (64, 100, len(values)):
+        moments = filled(*values.split(size))
+        np.testing.assert_allclose(moments.variance, exact.var(0), rtol=1e-4)
+        assert moments.correlated == 2 * count
+        assert moments.redundancy == pytest.approx(first_redundancy(exact, 2 * count), rel=1e-4)
+        assert moments.pairs.products is None  # given up, once enough have been seen
+    few = filled(values[:50], values[50:90])
+    assert few.correlated is None
+    assert few.redundancy == pytest.approx(first_redundancy(exact, 90), rel=1e-4)
+
+
+def test_merging_keeps_the_first_competitions_of_a_shard_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PRODUCTS", 0)
+    count = CORRELATED + 1
+    values = torch.randn(700, count) @ torch.randn(count, count)
+    exact = values.double().numpy()
+    both = filled(values[:100])
+    both.merge(filled(values[100:250], values[250:258]))  # 258 in all: one pass
+    assert both.correlated is None
+    assert both.redundancy == pytest.approx(redundancy(exact[:258]), rel=1e-4)
+    larger = filled(values[:100])
+    larger.merge(filled(values[100:]))
+    assert larger.correlated == 2 * count
+    assert larger.redundancy == pytest.approx(redundancy(exact[100 : 100 + 2 * count]), rel=1e-4)
+    larger.merge(filled(values[:90]))
+    assert (larger.samples, larger.correlated) == (790, 2 * count)
+    assert larger.redundancy == pytest.approx(redundancy(exact[100 : 100 + 2 * count]), rel=1e-4)
+    empty = filled(values[:0])
+    empty.merge(filled(values[:200]))
+    empty.merge(filled(values[:0]))
+    assert empty.redundancy == pytest.approx(redundancy(exact[:200]), rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [9, CORRELATED + 60])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_copies_are_found_whatever_is_added_to_all_scores(count: int, offset: float) -> None:
+    values = torch.randn(500, 40) @ torch.randn(40, count)
+    values[:, 7] = values[:, 2] + 3
+    values[:, 5] = values[:, 2] - 1 + 0.02 * torch.randn(500)
+    values[:, 8] = -values[:, 1]  # wholly correlated, and no copy
+    values[:, 6] = 0.5 * values[:, 0]
+    values += offset * torch.randn(500, 1)
+    assert filled(*values.split(120)).pairs.result()[1] == [[2, 5, 7]]
+    assert filled(values[:20]).pairs.result()[1] == []  # too few to tell
+    assert filled(values[:, :1].expand(-1, count)).pairs.result()[1] == []  # no two differ: that is a collapse
+
+
+def test_what_is_held_is_not_what_is_squared() -> None:
+    """The deviations of few competitions are kept as they are, while their squares are summed."""
+    values = torch.randn(20, CORRELATED + 1)
+    with torch.inference_mode():
+        moments = filled(values[:10], values[10:])
+    assert moments.redundancy == pytest.approx(redundancy(values.double().numpy()), rel=1e-4)
 
 
 def test_copies_are_wholly_redundant_and_a_constant_is_not() -> None:
