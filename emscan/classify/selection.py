@@ -233,12 +233,13 @@ def _related(value: Value, scores: Value) -> bool:
     return same(source(value), scores)
 
 
-def is_router(chosen: Value, axes: Axes, count: int | None, routed: set[Call]) -> bool:
+def is_router(chosen: Value, axes: Axes, count: int | None, routed: set[Call], scores: set[int]) -> bool:
     """Whether chosen indices select an expert's parameters or an expert's output.
 
     Parameters that are looked up are an expert's if they then act on the input (a contraction), a code's if they go
     forward themselves. Rows of the input that are sorted out by the chosen index and then meet parameters are an
-    expert's input. ``routed``: the calls that see nothing but the scores and what is made of them.
+    expert's input. ``routed``: the calls that see nothing but the scores and what is made of them; ``scores``: the ids
+    of these values. Where a choice keeps some of the scores themselves, they are latents, and no expert's output.
     """
 
     def passes(call: Call) -> bool:
@@ -249,7 +250,7 @@ def is_router(chosen: Value, axes: Axes, count: int | None, routed: set[Call]) -
         if user.op in INDEXERS and _selects(user, operand):
             table = user.inputs[1] if user.op == "aten.embedding" and operand is user.inputs[0] else user.inputs[0]
             if not table.data and (table.param or table.leaf == "buffer"):
-                if _acts_on_input(user.out):
+                if _acts_on_input(user.out, scores):
                     return True
             elif (table.data and table.param and table.floating and _expert_axis(table, user, axes)) or (
                 table.data and operand is not chosen and _meets_parameters(user.out)
@@ -260,7 +261,7 @@ def is_router(chosen: Value, axes: Axes, count: int | None, routed: set[Call]) -
                 return True
         elif (user.op in CONTRACTION or user.op in PRODUCTS) and operand.floating:
             others = [v for v in user.inputs if v is not operand]
-            if any(v.data for v in others) and _selects_experts(user, others, axes, count):
+            if any(v.data for v in others) and _selects_experts(user, others, axes, count, scores):
                 return True
             for column in (_column(operand), *map(_column, others)):
                 makers = [owner_of(v) for v in others if computed(v)]
@@ -310,12 +311,12 @@ def _one_hot(value: Value) -> bool:
     return bool(near) and bool(((tensor.sum(-1) - 1).abs() < 1e-4).all())
 
 
-def _acts_on_input(value: Value) -> bool:
-    """Whether looked-up parameters are contracted with something computed from the input."""
+def _acts_on_input(value: Value, scores: set[int]) -> bool:
+    """Whether looked-up parameters are contracted with something computed from the input, other than the scores."""
     for user, operand in descendants(value, lambda c: c.op in VIEW or c.op in PASS):
-        if user.op in CONTRACTION and any(v.data for v in user.inputs if v is not operand):
+        if user.op in CONTRACTION and any(v.data and v.id not in scores for v in user.inputs if v is not operand):
             return user.op not in {"aten.cdist"}
-        if user.op in PRODUCTS and any(v.data and v is not operand for v in user.inputs):
+        if user.op in PRODUCTS and any(v.data and v.id not in scores and v is not operand for v in user.inputs):
             return any(c.op == "aten.sum" for c in user.out.users)
     return False
 
@@ -344,11 +345,12 @@ def _expert_axis(table: Value, user: Call, axes: Axes) -> bool:
     return isinstance(dim, int) and bool(dims) and is_persistent(dims[dim % len(dims)])
 
 
-def _selects_experts(user: Call, others: list[Value], axes: Axes, count: int | None) -> bool:
+def _selects_experts(user: Call, others: list[Value], axes: Axes, count: int | None, scores: set[int]) -> bool:
     """Whether a one-hot choice meets parameters: in the same contraction, in the next layer, or in K experts' outputs."""
     if any(v.param and not v.data for v in others):
         return True
-    if _mixes_experts(others, axes, count):
+    mixed = others if user.op in CONTRACTION else [v for v in others if v.id not in scores]
+    if _mixes_experts(mixed, axes, count):
         return True
     # one number for a whole row of an expert's input; a mask of single features is no router
     wide = user.op in CONTRACTION or any(math.prod(v.shape) > math.prod(user.out.shape) // 2 for v in others)

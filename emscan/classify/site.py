@@ -36,6 +36,47 @@ class GateForm:
 
 
 @dataclass(eq=False)
+class Choice:
+    """What a router has chosen: indices of experts, or a mask that has them along ``axis``.
+
+    ``kept``: how many of a ranking's entries along ``axis`` count, None: all. ``labels``: the experts that the scores
+    stand for, where the model has computed which these are; ``place``: then what was chosen, among the scores.
+    """
+
+    value: Value
+    axis: int = -1
+    kept: int | None = None
+    mask: bool = False
+    inverted: bool = False  # the mask is of those that are left out
+    whole: bool = False  # has an axis of its own for the k choices of a competition, in the place of the scores'
+    labels: Value | None = None
+    place: Value | None = None
+
+
+@dataclass(eq=False)
+class Cut:
+    """Where assignments are left out: entries that are not zero in ``before`` and in ``after``.
+
+    ``keeps``: both are one comparison, whose true entries are kept (or left out, where False).
+    """
+
+    before: Value
+    after: Value
+    keeps: bool | None = None
+
+
+@dataclass(eq=False)
+class Posterior:
+    """Scores of all experts along ``axis``, and what makes them a posterior: ``form`` "shares" (of their own sum),
+    "softmax" or "sigmoid" (then shares). ``labels``: the expert of every score, where that changes with the input."""
+
+    value: Value
+    form: str
+    axis: int
+    labels: Value | None = None
+
+
+@dataclass(eq=False)
 class Site:
     """One competition or gate.
 
@@ -77,6 +118,11 @@ class Site:
     soft: Value | None = None  # the posterior before a truncation
     winner: Value | None = None  # the mask of the entries that equal their maximum, where that is how one is chosen
     chosen: Value | None = None  # indices of the winners: routers, codes, classes
+    kept: int | None = None  # how many a ranking keeps; what it hands out beyond is not used
+    inverted: bool = False  # ``winner`` is the mask of all others
+    choices: list[Choice] = field(default_factory=list)  # a router's, all of them
+    cuts: list[Cut] = field(default_factory=list)  # where an expert's capacity leaves assignments out
+    posterior: Posterior | None = None  # a router's, over all experts
     owner: Call | None = None
     owner_names: tuple[str, ...] = ()
     region: list[Call] = field(default_factory=list)  # energies -> emitted, for replay

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from emscan.classify import gates, routers
-from emscan.classify.flow import SCATTERS, ancestors, carries, computed, mixes, onward
+from emscan.classify.flow import SCATTERS, ancestors, carries, computed, descendants, mixes, onward, same, source
 from emscan.classify.ratios import Ratio
 from emscan.classify.regions import Regions
 from emscan.classify.site import Site
 from emscan.classify.softmax import hidden_by_scores
+from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import EXTREMUM, RANKING, SOFTMAX, pointwise
+from emscan.trace.operators import EXTREMUM, PASS, RANKING, SOFTMAX, VIEW, pointwise
 
 _HINGES = frozenset(
     f"aten.{name}" for name in "relu clamp clamp_min clip maximum max threshold hardtanh where mul".split()
@@ -20,26 +21,40 @@ def ranked(trace: Trace, claimed: set[Call]) -> list[Site]:
     """Return a site for every top-k over computed scores that keeps fewer than all."""
     sites = []
     for call in trace.calls:
-        if call in claimed or call.op not in RANKING or not trace.is_live(call):
+        if call in claimed or not (call.op in RANKING or call.op == "aten.kthvalue") or not trace.is_live(call):
             continue
         scores = call.inputs[0]
         if not (computed(scores) and scores.floating and scores.shape):
             continue
         rank = len(scores.shape)
         axis = (call.arg("dim", -1) if call.arg("dim", -1) is not None else -1) % rank - rank
-        kept = _keeps_of(call, axis)
         count = scores.shape[axis]
+        winner = _above(call) if call.op == "aten.kthvalue" else None
+        if call.op != "aten.kthvalue":
+            kept = _keeps_of(call, axis)
+        elif winner is not None and winner.call is not None:
+            kept = count - int(call.arg("k")) + (winner.call.op == "aten.ge")
+        else:
+            continue
         if kept is None or not 0 < kept < count:
             continue
-        chosen = next((out for out in call.outputs if not out.floating), None)
+        chosen = next((out for out in call.outputs if not out.floating), None) if winner is None else None
         site = Site(
             "hard", "truncation", f"Top-{kept}", {call}, scores, call.out, "top-k", count, "latents", axes=(axis,),
-            op=call.op, chosen=chosen,
+            op=call.op, chosen=chosen, kept=kept, winner=winner,
         )  # fmt: skip
         if kept == 1:  # one of K wins
             site.mechanism, site.label, site.statistic = "selection", "Max", "mode"
         sites.append(site)
     return sites
+
+
+def _above(call: Call) -> Value | None:
+    """Return the mask of the scores that are above their k-th smallest, where that is what it is used for."""
+    for user, _ in descendants(call.out, lambda c: c.op in VIEW or c.op in PASS):
+        if user.op in {"aten.gt", "aten.ge"} and same(source(user.inputs[0]), source(call.inputs[0])):
+            return user.out
+    return None
 
 
 def _keeps_of(call: Call, axis: int) -> int | None:
@@ -64,6 +79,29 @@ def _keeps_of(call: Call, axis: int) -> int | None:
         sizes = sizes if len(sizes) == sum(len(output.users) for output in call.outputs) else []
         return min([int(call.arg("k")), *sizes])
     return min(sizes, default=None)
+
+
+def looked_up(trace: Trace, claimed: set[Call]) -> list[Site]:
+    """Return a site for every lookup of a few computed scores by indices that the scores have no part in (hashing)."""
+    sites = []
+    for call in trace.calls:
+        if call in claimed or call.op not in {"aten.gather", "aten.take_along_dim"} or not trace.is_live(call):
+            continue
+        scores, index = call.inputs[0], call.inputs[-1]
+        axis = call.arg("dim", -1)
+        if not (computed(scores) and scores.floating and scores.shape) or not isinstance(axis, int):
+            continue
+        axis = axis % len(scores.shape) - len(scores.shape)
+        count, kept = scores.shape[axis], call.out.shape[axis]
+        if computed(index) or not index.data or not 0 < kept < count:
+            continue
+        sites.append(
+            Site(
+                "hard", "truncation", f"Top-{kept}", {call}, scores, call.out, "top-k", count, "latents", axes=(axis,),
+                op=call.op, chosen=index, notes=["the input itself chooses the experts, not their scores"],
+            )
+        )  # fmt: skip
+    return sites
 
 
 def sparse_projections(trace: Trace, claimed: set[Call]) -> list[Site]:
@@ -144,7 +182,7 @@ def cut_by_scores(site: Site) -> bool:
     return True
 
 
-def absorb(site: Site, others: list[Site]) -> list[Site]:
+def absorb(site: Site, others: list[Site], axes: Axes) -> list[Site]:
     """Take into a truncation row what maps its scores to what it hands out; return the sites that remain."""
     above = list(ancestors(site.energies, routers.score_path))
     upstream: set[Call | None] = {v.call for v in above if v.call is not None}
@@ -153,7 +191,7 @@ def absorb(site: Site, others: list[Site]) -> list[Site]:
         routing = routers.routing(above)
         upstream |= routing
         scores |= {out.id for call in routing for out in call.outputs}
-        others = routers.take_in(site, others, above, routing)
+        others = routers.take_in(site, others, above, routing, axes)
     downstream = _kept(site, scores)
     remaining = []
     for other in others:

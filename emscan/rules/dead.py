@@ -8,6 +8,7 @@ from emscan.report.document import Components, Layer, Report
 from emscan.rules.registry import Hit, rule
 from emscan.rules.words import indicative, listed, noun, on_probe
 
+_ENOUGH = 10  # competitions for each expert below which the message says how few there were
 _REVIVE = "on these inputs no gradient revives them: lower the learning rate, re-initialize the rows, or prune them"
 
 
@@ -112,7 +113,9 @@ def dead_alternative(report: Report) -> Iterator[Hit]:
     """Experts, codes or latents are never chosen.
 
     What it finds: alternatives of a router, a top-k or a selection that got responsibility exactly 0 on every sample,
-    counting all k choices.
+    counting all k choices: an expert that is only ever a second choice is not among them. Experts that are always on,
+    beside those that are chosen, are no alternatives. A probe of fewer tokens than experts says little; the message
+    gives their number where it is below ten for each.
 
     Why it matters: what is never chosen gets no gradient and stays as it is; its parameters are carried for nothing.
 
@@ -123,11 +126,20 @@ def dead_alternative(report: Report) -> Iterator[Hit]:
         if parts.kind != "units" and parts.dead:
             yield Hit(
                 f"layer {layer.name}: {len(parts.dead)} of {parts.count} {parts.kind} are never chosen {on_probe(report)} "
-                f"({listed(parts.dead)})",
+                f"({listed(parts.dead)}){_few(layer)}",
                 layer,
                 tuple(parts.dead),
                 "a load-balancing loss, noise on the scores, or re-initialization from a used one",
             )
+
+
+def _few(layer: Layer) -> str:
+    """Return how many competitions there were where a router would leave experts out by chance."""
+    seen = layer.responsibility.competitions if layer.responsibility is not None else 0
+    parts = layer.components
+    if parts is None or parts.kind != "experts" or not 0 < seen < _ENOUGH * parts.count:
+        return ""
+    return f"; {seen:,} competitions for {parts.count} experts"
 
 
 @rule("EM106", "starved-alternative", "warning")
@@ -147,7 +159,8 @@ def starved_alternative(report: Report) -> Iterator[Hit]:
             share = report.thresholds.starved / max(1, parts.count)
             yield Hit(
                 f"layer {layer.name}: {len(parts.starved)} of {parts.count} {noun(parts.kind, parts.count)} carry less than "
-                f"{share:.2g} of the load each ({listed(parts.starved)}){indicative(report)}",
+                f"{share:.2g} of the load each, {100 * report.thresholds.starved:g} % of the uniform share "
+                f"({listed(parts.starved)}){indicative(report)}",
                 layer,
                 tuple(parts.starved),
                 "check whether the probe holds what they stand for, then temperature and load balancing",
