@@ -9,6 +9,7 @@ from torch import Tensor
 from emscan.classify import (
     gates,
     kernel,
+    losses,
     means,
     objective,
     pairs,
@@ -20,6 +21,7 @@ from emscan.classify import (
     truncation,
 )
 from emscan.classify.coverage import account
+from emscan.classify.declared import Declared
 from emscan.classify.flow import computed, cut_off, descendants, source
 from emscan.classify.owners import bias_of, owner_of
 from emscan.classify.regions import Regions
@@ -53,13 +55,16 @@ def classify(
     objective_name: str = "auto",
     targets: Tensor | None = None,
     all_targets: Tensor | None = None,
+    says: Declared | None = None,
 ) -> Classification:
-    """Find every competition and gate of a traced run. Raises UsageError for an objective that does not fit."""
+    """Find every competition and gate of a traced run; ``says``: what a saved configuration names as the loss.
+
+    Raises UsageError for an objective that does not fit.
+    """
     axes, regions = Axes(trace), Regions(trace)
     sites = find_sites(trace, axes, regions)
-    goal = objective.resolve(objective_name, trace, targets, sites, all_targets)
-    if goal.site is not None:
-        sites.append(goal.site)
+    goal = objective.resolve(objective_name, trace, targets, sites, all_targets, says)
+    sites += goal.added
     rows = assemble(trace, axes, sites, parameter_names)
     _note_logits(rows, trace, goal)
     return Classification(trace, axes, regions, rows, account(trace, sites, regions.unread), goal)
@@ -82,9 +87,10 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     chosen = selection.find(trace, regions, claimed)
     for site in (*ranked, *chosen):
         routers.as_router(site, axes)
+    ranked += [site for site in truncation.looked_up(trace, claimed) if routers.as_router(site, axes)]
     claimed |= {call for site in chosen for call in site.members}
     found = [
-        *objective.in_model(trace),
+        *losses.in_model(trace, axes),
         *sites,
         *ranked,
         *sparse,
@@ -95,8 +101,8 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     for site in found:
         if site.mechanism == "softmax":
             truncation.cut_by_scores(site)
-    found = _absorb(found)
-    objective.name_losses(trace, found)
+    found = _absorb(found, axes)
+    losses.name_losses(trace, found)
     reaching, going = _reaching(trace), _reaching(trace, stopped=False)
     for site in found:
         _follow_gradient(site, reaching, going)
@@ -152,13 +158,13 @@ def _renormalizes(ratio: ratios.Ratio, site: Site) -> bool:
     return value is site.emitted
 
 
-def _absorb(sites: list[Site]) -> list[Site]:
+def _absorb(sites: list[Site], axes: Axes) -> list[Site]:
     cut = [s for s in sites if s.mechanism == "truncation"]
     for site in sorted(
         cut, key=lambda s: (s.kind != "experts", -(s.count or 0))
     ):  # routers take in the rankings of their scores
         if site in sites:
-            sites = truncation.absorb(site, sites)
+            sites = truncation.absorb(site, sites, axes)
     for site in [s for s in sites if s.mechanism == "selection" and s.kind != "window"]:
         sites = _absorb_posterior(site, sites)
     return sites

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emscan.classify import recurrent_evidence
+from emscan.classify.labels import residual_error
 from emscan.classify.means import fit, jacobian
 from emscan.classify.regions import Region
 from emscan.classify.replay import replay
@@ -23,25 +24,33 @@ from emscan.report.document import Evidence
 from emscan.trace.graph import Call, Trace, Value
 from emscan.trace.operators import EXTREMUM, RECURRENT
 
-_QUERIES, _HEADS = 64, 4  # of one attention call: its keys are all taken
-_ENTRIES = 1 << 21  # scores of an output that are looked at: a vocabulary is wide
+_QUERIES, _HEADS = 64, 4  # of one attention call
+_KEYS = 4096  # of one attention call: beyond, the weights of some keys and the sum over all
+_ENTRIES = 1 << 18  # scores or values of a row that are looked at, of evenly spaced competitions
 _HIDDEN = -1e4  # a score below is a mask's
 _AWAY = 0.05  # a gate's share is read off as value over energy: not where both vanish
 
 
-def gather(site: Site, trace: Trace, factor: float) -> Evidence:
-    """Return the evidence for an ``em`` site; ``factor`` epsilons of the dtype times sqrt(K) are tolerated."""
+def gather(site: Site, trace: Trace, factor: float, targets: Tensor | None = None) -> Evidence:
+    """Return the evidence for an ``em`` site; ``factor`` epsilons of the dtype times sqrt(K) are tolerated.
+
+    With the ``targets`` of its competitions, the gradient of the loss counts too: r minus target.
+    """
     dtype = site.emitted.dtype if site.emitted.dtype.is_floating_point else torch.float32
     calls = sorted(site.members, key=lambda call: call.id)
     where = next((call.where for call in calls if call.where), None)
     found = Evidence(op=site.op, source=where, dtype=str(dtype).removeprefix("torch."))
     found.differentiable = site.differentiable
+    residual = None
     try:
         errors = _errors(site, trace)
+        residual = residual_error(site, targets) if targets is not None else None
     except (RuntimeError, NotImplementedError, TypeError, IndexError, KeyError, ValueError):
         errors = None  # an operator that cannot be run again on its own: no evidence rather than a guess
     if errors is not None:
         found.sum_error, found.gradient_error, reach = errors
+        if residual is not None and not residual <= (found.gradient_error or 0.0):  # NaN is worse, too
+            found.gradient_error = residual
         epsilon = torch.finfo(dtype).eps
         found.tolerance = factor * epsilon * math.sqrt(site.count or 2) * (1 + reach)
     return found
@@ -77,17 +86,19 @@ def posterior(scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None)
 
 
 def _compare(
-    r: Tensor, scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None
-) -> tuple[float, float, float]:
+    r: Tensor, scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None, *, total: Tensor | None = None,
+    some: Tensor | None = None,
+) -> tuple[float, float, float]:  # fmt: skip
+    """Compare r with the posterior of the scores; ``some``: r are those of these alternatives, ``total`` their sum."""
     expected = posterior(scores, axes, sink)
-    total = r.double().sum(axes)
+    total = r.double().sum(axes) if total is None else total.double()
     if sink is not None:
         total = total + (1 - expected.sum(axes))
     seen = expected.sum(axes) > 0
     error = (total - 1).abs()[seen]
     matter = scores.double()[(expected > 1e-6) & (scores > _HIDDEN)].abs()
     reach = float(matter.max()) if matter.numel() else 0.0
-    difference = (r.double() - expected).abs()
+    difference = (r.double() - (expected if some is None else expected[..., some])).abs()
     return float(error.max()) if error.numel() else 0.0, float(difference.max()), reach
 
 
@@ -101,14 +112,25 @@ def _normalized(site: Site, trace: Trace) -> tuple[float, float, float] | None:
         return None
     if site.weights is not None:
         return _hand_written(site, trace)
-    scores = site.sign * energies.double()
     if site.statistic == "log-partition":
-        r = _gradient_of_operator(site, trace, energies)
-    elif emitted.shape != energies.shape:
+        return _compare(_gradient_of_operator(site, trace, energies), site.sign * energies.double(), site.axes)
+    if emitted.shape != energies.shape:
         return None
-    else:
-        r = emitted.double().exp() if bool((emitted <= 0).all()) and _sums_to_one(emitted.exp(), site.axes) else emitted
-    return _compare(r, scores, site.axes)
+    (scores, r), axes = _thinned((energies, emitted), site.axes)
+    if bool((r <= 0).all()) and _sums_to_one(r.exp(), axes):
+        r = r.double().exp()
+    return _compare(r, site.sign * scores.double(), axes)
+
+
+def _thinned(tensors: tuple[Tensor, ...], axes: tuple[int, ...]) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Return evenly spaced competitions of tensors of one shape that have too many, alternatives last."""
+    size, rank = tensors[0].numel(), tensors[0].dim()
+    if size <= _ENTRIES or len(axes) == rank:
+        return list(tensors), axes
+    last = tuple(range(-len(axes), 0))
+    moved = [tensor.movedim(axes, last).flatten(0, rank - len(axes) - 1) for tensor in tensors]
+    step = -(-size // _ENTRIES)
+    return [tensor[::step] for tensor in moved], last
 
 
 def _separate(site: Site) -> tuple[float, float, float] | None:
@@ -272,7 +294,7 @@ def _between(trace: Trace, start: Value, end: Value) -> list[Call]:
 def _attention(call: Call) -> tuple[float, float, float] | None:
     """The operator's own weights: its output for one-hot values, on a few queries, heads and samples."""
     query, key = call.inputs[0].tensor, call.inputs[1].tensor
-    if query is None or key is None or key.shape[-2] > 4096:
+    if query is None or key is None:
         return None
     mask = call.arg("attn_mask")
     bias = mask.tensor if isinstance(mask, Value) else None
@@ -287,21 +309,29 @@ def _attention(call: Call) -> tuple[float, float, float] | None:
         bias = bias[:2] if bias is not None and bias.dim() == query.dim() and bias.shape[0] > 1 else bias
         query, key = query[:2], key[:2]
         break
-    query = query[..., :_QUERIES, :]
+    few = max(4, min(_QUERIES, (1 << 18) // max(1, key.shape[-2])))
+    query = query[..., :few, :]
     if bias is not None and bias.dim() >= 2 and bias.shape[-2] > 1:
-        bias = bias[..., :_QUERIES, :]
+        bias = bias[..., :few, :]
     size = key.shape[-2]
-    values = torch.eye(size, dtype=key.dtype, device=key.device).expand(*key.shape[:-1], size)
+    some = torch.arange(size, device=key.device)
+    if size > _KEYS:
+        some = torch.linspace(0, size - 1, max(2, query.shape[-1] - 1), device=key.device).long()
+    values = key.new_zeros(size, len(some) + 1)
+    values[some, torch.arange(len(some), device=key.device)] = 1
+    values[:, -1] = 1  # what the weights sum to
+    values = values.expand(*key.shape[:-1], len(some) + 1)
     r = torch.nn.functional.scaled_dot_product_attention(
         query, key, values, attn_mask=bias, is_causal=causal, scale=scale, enable_gqa=grouped > 1
     )
+    r = torch.nan_to_num(r)
     keys = key.repeat_interleave(grouped, -3) if grouped > 1 else key
     scores = query.double() @ keys.double().mT * (scale if scale is not None else query.shape[-1] ** -0.5)
     if causal:
         scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -math.inf)
     if bias is not None:
         scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias.double()
-    return _compare(torch.nan_to_num(r), scores, (-1,))
+    return _compare(r[..., :-1], scores, (-1,), total=r[..., -1], some=some)
 
 
 # ---- two alternatives ---------------------------------------------------------------------------
@@ -323,6 +353,9 @@ def _two_way(site: Site) -> tuple[float | None, float | None, float] | None:
         return float((on + off - 1).abs().max()), *_against(on, form.log_odds(z.double()))[1:]
     region = Region(site.energies, site.emitted, site.region)
     share = _reader(site, region)
+    if z.numel() > _ENTRIES and not any(v.param and not v.data and v.shape for c in site.region for v in c.inputs):
+        step = -(-z.numel() // _ENTRIES)  # the same for every unit: some of the values are enough
+        z, y = z.flatten()[::step], y.flatten()[::step]
     if form.statistic == "gate" and not bool((z.abs() > _AWAY).any()):
         # too near to zero to read a share off: the model's own operators once more, on energies of ordinary size
         z = torch.linspace(-3, 3, max(2, z.numel()), dtype=z.dtype, device=z.device)[: z.numel()].view_as(z)
@@ -374,7 +407,7 @@ def _objective(site: Site) -> tuple[float, float, float] | None:
     if scores is None:
         return None
     rows = scores.movedim(site.axes[0], -1).reshape(-1, scores.shape[site.axes[0]])
-    rows = rows[: max(1, _ENTRIES // rows.shape[1])]
+    rows = rows[:: -(-rows.numel() // _ENTRIES)][: max(1, 8 * _ENTRIES // rows.shape[1])]
     with torch.enable_grad():
         s = rows.detach().clone().requires_grad_(True)
         if site.op == "cross-entropy":

@@ -129,12 +129,67 @@ def _summed(call: Call, *, mean: bool) -> tuple[Value, tuple[int, ...], Call | N
         return weights, tuple(axis - rank for axis in reduced_axes(call, rank)), None
     if call.op in INDEXERS:
         return _by_index(source(weights).call)
-    if call.op in {"aten.matmul", "aten.mm", "aten.mv"} and len(call.inputs) == 2:  # e @ ones
-        ones = call.inputs[1]
-        constant = not ones.data and not ones.param and ones.tensor is not None
-        if constant and ones.tensor is not None and bool((ones.tensor == 1).all()):
+    if call.op in {"aten.matmul", "aten.mm", "aten.mv"} and len(call.inputs) == 2:
+        if _ones(call.inputs[1]):  # e @ ones
             return weights, (-1,), None
+        if _ones(weights) and len(call.inputs[1].shape) >= 2:  # ones @ e
+            return call.inputs[1], (-2,), None
+    if call.op == "aten.einsum":
+        return _by_subscripts(call)
+    if call.op in PRODUCTS:
+        return _scaled_mean(call)
     return None
+
+
+def _ones(value: Value) -> bool:
+    constant = not value.data and not value.param and value.tensor is not None
+    return constant and value.tensor is not None and bool((value.tensor == 1).all())
+
+
+def _by_subscripts(call: Call) -> tuple[Value, tuple[int, ...], None] | None:
+    """A sum written as einsum: letters of one operand that the result lacks; all other operands are ones."""
+    parsed = _subscripts(call)
+    if parsed is None:
+        return None
+    *operands, result = parsed
+    real = [(value, letters) for value, letters in zip(call.inputs, operands, strict=False) if not _ones(value)]
+    if len(real) != 1 or not set(result) <= set(real[0][1]):
+        return None
+    value, letters = real[0]
+    gone = tuple(place - len(letters) for place, letter in enumerate(letters) if letter not in result)
+    return value, gone, None
+
+
+def _subscripts(call: Call) -> list[str] | None:
+    """Return the letters of every operand and of the result, an ellipsis spelled out; None where one occurs twice."""
+    equation = call.arg("equation")
+    if not isinstance(equation, str) or "->" not in equation:
+        return None
+    left, result = equation.replace(" ", "").split("->")
+    parts = left.split(",")
+    if len(parts) != len(call.inputs):
+        return None
+    spare = [chr(code) for code in range(0x100, 0x140)]
+    wide = max((len(v.shape) - len(p) + 3 for v, p in zip(call.inputs, parts, strict=True) if "..." in p), default=0)
+    found = []
+    for letters, rank in [*((p, len(v.shape)) for p, v in zip(parts, call.inputs, strict=True)), (result, None)]:
+        width = wide if rank is None else rank - len(letters) + 3
+        spelled = letters.replace("...", "".join(spare[wide - width : wide]))
+        if len(set(spelled)) != len(spelled):
+            return None
+        found.append(spelled)
+    return found
+
+
+def _scaled_mean(call: Call) -> tuple[Value, tuple[int, ...], None] | None:
+    """A mean times the number of its terms."""
+    numbers = [a for a in call.args if isinstance(a, int | float)]
+    made = source(call.inputs[0]).call if len(call.inputs) == 1 and len(numbers) == 1 else None
+    if made is None or made.op != "aten.mean":
+        return None
+    value, rank = made.inputs[0], len(made.inputs[0].shape)
+    axes = tuple(axis - rank for axis in reduced_axes(made, rank))
+    return (value, axes, None) if math.prod(value.shape[axis] for axis in axes) == numbers[0] else None
 
 
 def _by_index(scatter: Call | None) -> tuple[Value, tuple[int, ...], Call | None] | None:
@@ -218,7 +273,7 @@ def divisions(call: Call) -> list[tuple[Value, Value, set[Call]]]:
     """Return (numerator, denominator, calls in between) of a division, also when written as a product."""
     if call.op in DIVISIONS and len(call.inputs) == 2:
         return [(call.inputs[0], call.inputs[1], set())]
-    if call.op not in PRODUCTS or len(call.inputs) != 2:
+    if len(call.inputs) != 2 or not (call.op in PRODUCTS or _multiplies(call)):
         return []
     found: list[tuple[Value, Value, set[Call]]] = []
     for numerator, factor in ((call.inputs[0], call.inputs[1]), (call.inputs[1], call.inputs[0])):
@@ -226,6 +281,12 @@ def divisions(call: Call) -> list[tuple[Value, Value, set[Call]]]:
         if inverse is not None:
             found.append((numerator, *inverse))
     return found
+
+
+def _multiplies(call: Call) -> bool:
+    """Whether an einsum is a plain product of a tensor of the result's shape with another one, spread over it."""
+    parsed = _subscripts(call) if call.op == "aten.einsum" else None
+    return parsed is not None and parsed[-1] in parsed[:-1] and set("".join(parsed[:-1])) == set(parsed[-1])
 
 
 def inverse_of(value: Value) -> tuple[Value, set[Call]] | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from emscan.report.document import Level, Report, Summary
-from emscan.rules import dead, evidence, inconclusive, numerics, responsibilities, structure
+from emscan.rules import attention, calibration, dead, evidence, inconclusive, numerics, responsibilities, structure
 from emscan.rules.registry import RULES, Rule
 
 __all__ = ["FAMILIES", "LEVELS", "RULES", "Rule", "apply"]
 
-FAMILIES = (structure, dead, responsibilities, numerics, evidence, inconclusive)
+FAMILIES = (structure, dead, responsibilities, attention, calibration, numerics, evidence, inconclusive)
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 

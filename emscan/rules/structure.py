@@ -35,7 +35,7 @@ def double_normalization(report: Report) -> Iterator[Hit]:
     """Cross-entropy is applied to an output that is already normalized.
 
     What it finds: a model that ends in softmax (or another normalization), audited with cross-entropy, which
-    normalizes again.
+    normalizes again; and a model that computes such a loss itself, sigmoid and binary cross-entropy on logits included.
 
     Why it matters: the second softmax sees numbers in [0, 1], so the loss can never come near zero and the gradient
     is no longer responsibility minus label.
@@ -44,8 +44,34 @@ def double_normalization(report: Report) -> Iterator[Hit]:
     """
     for layer in report.layers:
         if "double-normalization" in layer.flags:
+            two_way = layer.mechanism == "logistic"
+            again = (
+                "a sigmoid's, and the loss applies another"
+                if two_way
+                else "normalized, and cross-entropy normalizes it again"
+            )
             yield Hit(
-                f"layer {layer.name}: the output is normalized, and cross-entropy normalizes it again",
+                f"layer {layer.name}: the output is {again}",
                 layer,
                 help="return logits, or log-probabilities with a negative log-likelihood loss",
+            )
+
+
+@rule("EM003", "unlogged-probabilities", "error")
+def unlogged_probabilities(report: Report) -> Iterator[Hit]:
+    """A negative log-likelihood reads probabilities where it expects their logarithms.
+
+    What it finds: a loss inside the model (`nll_loss`) on the output of a softmax without a logarithm in between.
+
+    Why it matters: the loss is then -r of the target, not -log r: it is bounded, and confident mistakes get next to no
+    gradient.
+
+    What to do: log_softmax before the loss, or cross-entropy on the logits.
+    """
+    for layer in report.layers:
+        if "unlogged" in layer.flags:
+            yield Hit(
+                f"layer {layer.name}: a negative log-likelihood reads its probabilities, not their logarithms",
+                layer,
+                help="log_softmax before the loss, or cross-entropy on the logits",
             )
