@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from emscan.classify import Classification, Row, classify
 from emscan.classify.coverage import COMPETITIVE
+from emscan.classify.declared import Declared, declared
 from emscan.classify.evidence import gather
 from emscan.measure import Meter, meter_for
+from emscan.measure.answers import Answers
+from emscan.measure.limits import Room
 from emscan.probe import Batch
 from emscan.probe.batch import part
 from emscan.probe.layout import sequence_first
@@ -24,8 +28,8 @@ from emscan.report.document import (
     Thresholds,
     Unclassified,
 )
-from emscan.state import afresh
-from emscan.trace.follow import Taps, follow
+from emscan.state import afresh, generators, restore_generators
+from emscan.trace.follow import Taps, feed, follow
 from emscan.trace.graph import Trace
 from emscan.trace.leaves import parameter_names
 from emscan.trace.record import named_inputs, record
@@ -43,6 +47,7 @@ class _Measured:
     row: Row
     meter: Meter | None
     evidence: Evidence | None = None
+    left: str | None = None  # why it is not measured
 
 
 @dataclass
@@ -56,39 +61,65 @@ class Audit:
     rows: dict[object, _Measured] = field(default_factory=dict)
     order: list[object] = field(default_factory=list)
     taps: Taps = field(default_factory=Taps)
+    room: Room = field(default_factory=Room)
     coverage: Coverage = field(default_factory=Coverage)
     goal: str = "none"
+    answers: Answers | None = None  # how right the output is, where there are targets,
+    answering: object = None  # and the row that it belongs to
+    says: Declared | None = None  # what the saved configuration names as the loss
     discoveries: int = 0
 
-    def discover(self, batch: Batch, few: bool) -> None:
-        """Trace part of a batch, classify it and start to watch what is new."""
+    def __post_init__(self) -> None:
+        self.says = declared(self.model)
+
+    def discover(self, batch: Batch, few: bool, *, compare: bool = True) -> bool:
+        """Trace a batch or part of it, classify it and start to watch what is new; return whether it is measured, too.
+
+        ``compare``: its targets have not been looked at yet.
+        """
         self.discoveries += 1
-        trace, targets = self._record(batch, few)
+        trace, targets, drawn = self._record(batch, few)
         names = parameter_names(self.model)
-        found = classify(trace, names, objective_name=self.objective, targets=targets, all_targets=batch.targets)
+        found = classify(
+            trace, names, objective_name=self.objective, targets=targets, all_targets=batch.targets, says=self.says
+        )
         if few and trace.inputs and _over_samples(found, self._sample_axis(batch)):
             del trace, found  # the samples themselves compete: K is the length of the batch, not of a part of it
             self.discoveries -= 1
-            self.discover(batch, few=False)
-            return
+            return self.discover(batch, few=False)
         first = not self.rows
         if first:
             self.goal = f"{found.objective.name} ({found.objective.reason})"
+            self.answers = Answers.to(found.objective, trace, self.taps) if self.weights else None
+            self.answering = next((r.key for r in found.rows if found.objective.through in r.sites), None)
         place = 0
         for row in found.rows:
             place = self._adopt(row, found, place, first)
         self.coverage = found.coverage if first else _joined(self.coverage, found.coverage)
         self.taps.known |= {call.key for call in trace.calls}
         self.taps.settle(trace)
+        fed = drawn is not None and self.weights and self._feed(trace, batch, drawn, compare)
         _forget(trace)
         del trace, found
         _return_memory()
+        return fed
+
+    def _feed(self, trace: Trace, batch: Batch, drawn: Any, compare: bool) -> bool:
+        """Measure a batch by what its trace has kept, rather than run it again."""
+        outputs = [value.tensor for value in trace.outputs if value.tensor is not None]
+        if len(outputs) < len(trace.outputs) or not feed(trace, self.taps):
+            return False
+        restore_generators(drawn)  # the next batch goes on from here
+        if self.answers is not None and compare:
+            self.answers.see(outputs, batch.targets, list(named_inputs(batch.args, batch.kwargs).values()))
+        return True
 
     def _sample_axis(self, batch: Batch) -> int:
         return 1 if sequence_first(self.model, list(named_inputs(batch.args, batch.kwargs).values())) else 0
 
-    def _record(self, batch: Batch, few: bool) -> tuple[Trace, Tensor | None]:
-        """Trace a few samples, or the whole batch where a model insists on its size."""
+    def _record(self, batch: Batch, few: bool) -> tuple[Trace, Tensor | None, Any]:
+        """Trace a few samples, or the whole batch where a model insists on its size: then with what the random
+        generators have come to."""
         count = min(batch.samples, max(2, min(_FEW, batch.samples // 16)))
         inputs = list(named_inputs(batch.args, batch.kwargs).values())
         axis = self._sample_axis(batch)
@@ -101,19 +132,23 @@ class Audit:
             with contextlib.suppress(Exception):  # a model may insist on the batch size it was exported with
                 cut = part(batch, 0, count, axis)
                 with afresh(self.model, rehearsal=True):
-                    return record(self.model, cut.args, cut.kwargs, budget=_KEPT), cut.targets
+                    return record(self.model, cut.args, cut.kwargs, budget=_KEPT), cut.targets, None
         with afresh(self.model, rehearsal=True):
-            return record(self.model, batch.args, batch.kwargs, budget=_KEPT), batch.targets
+            return record(self.model, batch.args, batch.kwargs, budget=_KEPT), batch.targets, generators()
 
     def _adopt(self, row: Row, found: Classification, place: int, first: bool) -> int:
         """Add a row, or further calls of one that is known; return where the next one belongs."""
         known = self.rows.get(row.key)
         if known is None:
-            meter = meter_for(row.site, self.thresholds) if row.site is not None and self.weights else None
-            known = self.rows[row.key] = _Measured(row, meter)
+            measured = row.site is not None and self.weights
+            left = self.room.refuses(row.site, found.axes) if measured and row.site is not None else None
+            meter = meter_for(row.site, self.thresholds) if measured and row.site is not None and not left else None
+            known = self.rows[row.key] = _Measured(row, meter, left=left)
             self.order.insert(place if not first else len(self.order), row.key)
             if row.site is not None and row.site.verdict == "em" and self.weights:
-                known.evidence = gather(row.site, found.trace, self.thresholds.evidence)
+                goal = found.objective
+                targets = goal.targets if row.site is goal.through else None
+                known.evidence = gather(row.site, found.trace, self.thresholds.evidence, targets)
             new = row.sites
         else:
             seen = {site.emitted.key for site in known.row.sites}  # the same name is measured already
@@ -135,19 +170,30 @@ class Audit:
             return
         before = self.taps
         self.taps = Taps(known=before.known)
-        self.discover(batch, few=False)
-        self._follow(batch)
+        if not self.discover(batch, few=False, compare=False):
+            self._follow(batch, compare=False)
         _add(before, self.taps)
         self.taps = before
 
-    def _follow(self, batch: Batch) -> set[str]:
-        """Run one batch under the taps; return the operators in computations not seen before."""
+    def _follow(self, batch: Batch, compare: bool = True) -> set[str]:
+        """Run one batch under the taps; return the operators in computations not seen before.
+
+        ``compare``: its targets have not been looked at yet.
+        """
         with afresh(self.model):
-            return follow(self.model, batch.args, batch.kwargs, self.taps, COMPETITIVE)[1]
+            outputs, unseen = follow(self.model, batch.args, batch.kwargs, self.taps, COMPETITIVE)
+        if self.answers is not None and compare:
+            self.answers.see(outputs, batch.targets, list(named_inputs(batch.args, batch.kwargs).values()))
+        return unseen
 
     def layers(self, samples: int) -> list[Layer]:
         """Return the rows of the report, after a probe of so many samples."""
-        return [_layer(index, self.rows[key], samples) for index, key in enumerate(self.order)]
+        found = [_layer(index, self.rows[key], samples) for index, key in enumerate(self.order)]
+        calibration = self.answers.result() if self.answers is not None else None
+        for key, layer in zip(self.order, found, strict=True):
+            if calibration is not None and key == self.answering and layer.responsibility is not None:
+                layer.responsibility.calibration = calibration
+        return found
 
     def _leave(self, unseen: set[str]) -> None:
         """Count operators in branches that came too late to be looked at: the audit is inconclusive about them."""
@@ -224,10 +270,16 @@ def _layer(index: int, measured: _Measured, samples: int) -> Layer:
         notes.append(f"one alternative is a sink of {'learned' if site.learned_sink else 'fixed'} energy")
     if site.kind == "batch":
         notes.append("the softmax runs over the batch")
-    layer.note = "; ".join(dict.fromkeys([*notes, *site.notes])) or None
+    left = [measured.left] if measured.left else []
+    layer.flags += ["unmeasured"] if left else []
+    layer.note = "; ".join(dict.fromkeys([*notes, *site.notes, *left])) or None
     if measured.meter is not None:
         layer.components, layer.responsibility, flags = measured.meter.finish(samples)
         layer.flags += [flag for flag in flags if flag not in layer.flags]
+        spread = layer.responsibility
+        if spread is not None and spread.sampled is not None and spread.sampled < spread.competitions:
+            said = f"{spread.sampled:,} of {spread.competitions:,} competitions sampled"
+            layer.note = "; ".join(filter(None, [layer.note, said]))
         if "uneven" in flags:
             layer.note = "; ".join(
                 filter(None, [layer.note, "the number of units changes with the input: not measured"])

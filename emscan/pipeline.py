@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +38,8 @@ from emscan.trace.footprint import activation_bytes
 from emscan.trace.leaves import named_state
 from emscan.trace.record import named_inputs
 
-Progress = Callable[[int, int | None], None]
+Progress = Callable[[int, int | None, int], None]
+Hold = Callable[[], contextlib.AbstractContextManager[Any]]
 _STRUCTURE = 2  # samples that show the structure of a model without weights
 
 
@@ -50,12 +53,15 @@ def run(
     thresholds: Thresholds | None = None,
     max_memory: int | None = None,
     progress: Progress | None = None,
+    hold: Hold = contextlib.nullcontext,
 ) -> Report:
     """Audit a loaded model on a probe and return the report, findings and summary filled.
 
     ``device`` is what the report names: model and probe are there already. ``max_memory``: bytes that the activations
     of one batch may take (default, for files: half of what is free). ``progress`` is called with (batches done, batches
-    in all or None). Raises EmscanError where the model cannot be audited.
+    in all or None, samples done), first with zeros. ``hold()`` is entered for every batch after the first, so that a
+    caller can keep interrupts out of its middle. Raises EmscanError where the model cannot be audited; a
+    KeyboardInterrupt after the first batch carries the report of what was done, marked partial, as ``report``.
     """
     if objective not in OBJECTIVES:
         raise UsageError(f"unknown objective {objective!r}", f"use one of {', '.join(OBJECTIVES)}")
@@ -67,29 +73,63 @@ def run(
     quiet = foreign_code() if loaded.info.path is not None else contextlib.nullcontext()
     if probe is None:
         raise UsageError("no probe", "give inputs")
-    with undisturbed(model, seed), quiet, running(model):
-        for done, batch in enumerate(probe):
+    report = _blank(loaded, probe, device, limits)
+    done, stopped = _Done(), None
+    try:
+        with undisturbed(model, seed), quiet, running(model):
+            _through(probe, audit, done, max_memory, loaded.info.path is not None, progress, hold)
+    except KeyboardInterrupt as stop:
+        if not done.batches or type(stop) is not KeyboardInterrupt:  # a subclass: whoever raised it waits for nothing
+            raise
+        stopped = stop
+    report.probe = dataclasses.replace(
+        probe.info, samples=done.samples, batches=done.batches, partial=stopped is not None, objective=audit.goal
+    )
+    report.coverage = audit.coverage
+    report.layers = audit.layers(done.samples)
+    report = _finished(report)
+    if stopped is not None:
+        stopped.report = report  # type: ignore[attr-defined]
+        raise stopped
+    return report
+
+
+@dataclass
+class _Done:
+    """How far the probe has come."""
+
+    batches: int = 0
+    samples: int = 0
+
+
+def _through(
+    probe: Probe, audit: Audit, done: _Done, max_memory: int | None, from_file: bool, progress: Progress | None,
+    hold: Hold,
+) -> None:  # fmt: skip
+    """Run the whole probe: look at the structure of the first batch, measure all of them."""
+    if progress is not None:
+        progress(0, probe.total_batches, 0)
+    for batch in probe:
+        with hold() if done.batches else contextlib.nullcontext():
             try:
-                if done == 0:
+                measured = False
+                if not done.batches:
                     if audit.weights:
-                        _check_memory(model, batch, max_memory, from_file=loaded.info.path is not None)
-                    audit.discover(batch, few=True)
-                if not audit.weights:
-                    break  # what further batches would bring is numbers
-                audit.measure(batch)
+                        _check_memory(audit.model, batch, max_memory, from_file=from_file)
+                    measured = audit.discover(batch, few=True)
+                if audit.weights and not measured:
+                    audit.measure(batch)
             except EmscanError:
                 raise
             except Exception as error:
                 if _own(error):
                     raise
                 raise _model_error(error, batch) from error
-            if progress is not None:
-                progress(done + 1, probe.total_batches)
-    report = _blank(loaded, probe, device, limits)
-    report.probe.objective = audit.goal
-    report.coverage = audit.coverage
-    report.layers = audit.layers(probe.info.samples)
-    return _finished(report)
+            done.batches, done.samples = done.batches + 1, done.samples + batch.samples
+        if not audit.weights:
+            return  # what further batches would bring is numbers
+        if progress is not None:
+            progress(done.batches, probe.total_batches, done.samples)
 
 
 def probe_for(
@@ -194,7 +234,10 @@ def audit(
 
     ``inputs``: a tensor, a tuple of arguments, a dict of keyword arguments, or an iterable of batches of these; without
     it, a synthetic probe. ``targets``: for the objective. The model is returned to the state it was in.
-    Raises EmscanError (UsageError, ProbeError, ModelError) with a message and a hint.
+    ``progress``: called with (batches done, batches in all or None, samples done).
+    Raises EmscanError (UsageError, ProbeError, ModelError) with a message and a hint. A KeyboardInterrupt goes through;
+    after the first batch it has the report so far, marked partial, as its attribute ``report`` (the batch that was
+    running may be in some of its numbers).
     """
     module = _as_module(model)
     size = sum(tensor.numel() for kind, _, tensor in named_state(module) if kind == "param")

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
+from emscan.cli.interrupt import Interrupts
 from emscan.cli.output import check_output, emit, kept_stdout, write_file
-from emscan.cli.status import INTERRUPTED, check_fail_on, parse_size, status
+from emscan.cli.progress import Progress
+from emscan.cli.status import check_fail_on, interrupted, parse_size, status
 from emscan.errors import ModelError, UsageError
 from emscan.report.document import Report, Thresholds
 from emscan.report.phrases import printable
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
 _FORMATS = ("table", "json")
 _OBJECTIVES = ("auto", "cross-entropy", "bce", "free-energy", "none")
-_PATIENCE = 1.0  # seconds before progress is shown
 _LIMITS = Thresholds()
 
 
@@ -70,16 +66,29 @@ def audit(
     )  # fmt: skip
     if output is not None:
         check_output(output, model, probe)
+    interrupts = Interrupts()
     try:
         with kept_stdout():
-            report = _run(model, probe, objective, model_target, trust, batch_size, device, seed, limits, memory)
+            report = _run(
+                model, probe, objective, model_target, trust, batch_size, device, seed, limits, memory, interrupts
+            )
     except SystemExit as stop:  # its status would pass for one of ours
         raise ModelError(f"the model's code called exit({stop.code!r})", "it must return its output") from None
-    except KeyboardInterrupt:
-        print("emscan: interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as stop:
+        partial: Report | None = getattr(stop, "report", None)
+        if partial is not None:
+            _write(partial, output_format, output, all_layers, layer)
+        print(f"emscan: interrupted{_how_far(partial)}", file=sys.stderr)
+        raise typer.Exit(interrupted(interrupts.signal)) from None
     _write(report, output_format, output, all_layers, layer)
     raise typer.Exit(status(report, wanted))
+
+
+def _how_far(partial: Report | None) -> str:
+    if partial is None:
+        return ""
+    samples, batches = partial.probe.samples, partial.probe.batches
+    return f": the report is partial, of {samples:,} samples in {batches:,} batch{'es' if batches != 1 else ''}"
 
 
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -95,7 +104,7 @@ def _share(option: str, value: float) -> float:
 
 def _run(
     path: str, spec: str | None, objective: str, target: str | None, trust: bool, batch_size: int | None, device: str,
-    seed: int, limits: Thresholds, memory: int | None,
+    seed: int, limits: Thresholds, memory: int | None, interrupts: Interrupts,
 ) -> Report:  # fmt: skip
     """Load, open the probe, audit. Warnings of torch and of the model's code stay off the terminal."""
     from emscan.load import load
@@ -109,47 +118,11 @@ def _run(
         opened = None
         if loaded.module is not None:
             opened = probe_for(loaded.module, spec, batch_size=batch_size, seed=seed, device=device, trust=trust)
-        with _Progress() as progress:
+        with interrupts, Progress() as progress:
             return run(
                 loaded, opened, objective=objective, device=device, seed=seed, thresholds=limits, max_memory=memory,
-                progress=progress.step,
+                progress=progress.step, hold=interrupts.hold,
             )  # fmt: skip
-
-
-class _Progress:
-    """Progress on stderr, once a probe has taken a second, and only on a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._start = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def step(self, done: int, total: int | None) -> None:
-        """Show that ``done`` of ``total`` batches have run."""
-        if self._bar is None:
-            if not sys.stderr.isatty() or time.monotonic() - self._start < _PATIENCE:
-                return
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            rate = TextColumn("{task.fields[rate]}")
-            columns = (TextColumn("probe"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-            # a bar that redirects stdout hands it back as it was here, within the model's code: the report would be lost
-            self._bar = Progress(
-                *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("probe", total=total, rate="")
-        if self._task is not None:
-            rate_now = done / max(time.monotonic() - self._start, 1e-9)
-            self._bar.update(self._task, completed=done, rate=f"{rate_now:.3g} batches/s")
 
 
 def _write(report: Report, name: str, output: Path | None, all_layers: bool, layers: list[str]) -> None:

@@ -10,7 +10,7 @@ from emscan.report.document import Report
 from emscan.rules import LEVELS, RULES
 
 OK, FINDINGS, FAILED, INCONCLUSIVE = 0, 1, 2, 3  # precedence: 2, 1, 3, 0
-INTERRUPTED = 130  # as shells report SIGINT
+INTERRUPTED = 130  # as shells report SIGINT; SIGTERM is 143
 
 
 def check_fail_on(names: list[str]) -> list[str]:
@@ -46,3 +46,8 @@ def parse_size(text: str | None) -> int | None:
     if not found or float(found[1]) <= 0:
         raise UsageError(f"--max-memory {text} is no size", "give bytes or a number with K, M, G or T, e.g. 4G")
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+def interrupted(signal: int | None) -> int:
+    """Return the exit status of an audit that a signal has ended, as shells report it."""
+    return 128 + signal if signal is not None else INTERRUPTED

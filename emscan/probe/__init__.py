@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from emscan.errors import ProbeError, UsageError
 from emscan.probe.batch import Batch, Placing, Probe, check_batch_size, check_samples
 from emscan.probe.files import READERS, read
 from emscan.probe.layout import parameter_dtype
+from emscan.probe.mapped import Pages
 from emscan.probe.python import Reopen, any_probe, from_python, whole_probe
 from emscan.probe.signature import forward_parameters, match_named, match_ordered, signature
 from emscan.probe.synthetic import DISTRIBUTIONS, synthesize
@@ -79,6 +81,7 @@ def _from_file(path: str, module: nn.Module, placing: Placing, size: int | None,
     whole = Batch(call.args, call.kwargs, call.targets, first.shape[0] if first.ndim else 0)
     check_samples(whole, {id(tensor): name for name, tensor in named.items()}, where)
     info = ProbeInfo(path, seed=seed, sha256=contents.sha256)
+    placing = replace(placing, release=Pages(path).release)
     return whole_probe(info, whole, module, placing, size)
 
 

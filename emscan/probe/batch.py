@@ -70,10 +70,14 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 @dataclass(frozen=True)
 class Placing:
-    """Where tensors go: ``device`` (None: where they are), ``dtype`` of floating inputs (None: as they are)."""
+    """Where tensors go: ``device`` (None: where they are), ``dtype`` of floating inputs (None: as they are).
+
+    ``release`` is told of every batch that was copied, so that what it was read from can be let go.
+    """
 
     device: torch.device | None = None
     dtype: torch.dtype | None = None
+    release: Callable[[Batch], None] | None = None
 
     def place(self, batch: Batch) -> Batch:
         """Return a batch of copies; one tensor given twice stays one tensor, as self-attention asks ``q is k``."""
@@ -89,7 +93,10 @@ class Placing:
             targets = targets.detach().to(self.device)
             if not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool):
                 targets = targets.long()  # labels are often stored as bytes
-        return Batch(map_tensors(copy, batch.args), map_tensors(copy, batch.kwargs), targets, batch.samples)
+        placed = Batch(map_tensors(copy, batch.args), map_tensors(copy, batch.kwargs), targets, batch.samples)
+        if self.release is not None:
+            self.release(batch)
+        return placed
 
     def _copy(self, tensor: Tensor) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else None

@@ -84,6 +84,7 @@ _MEASURES: dict[str, Callable[[Layer], float | None]] = {
     "EM202": lambda row: row.responsibility.max_violation if row.responsibility is not None else None,
     "EM203": lambda row: row.responsibility.saturated if row.responsibility is not None else None,
     "EM204": lambda row: row.responsibility.hard_fraction if row.responsibility is not None else None,
+    "EM206": lambda row: row.responsibility.dropped if row.responsibility is not None else None,
     "EM401": _errors,
 }
 

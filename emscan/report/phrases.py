@@ -151,9 +151,16 @@ def notice(report: Report) -> str | None:
     """Return what every number of this report has to be read with."""
     if structure_only(report):
         return "structure only: no weights, so no statistics"
+    said = []
+    if report.probe.partial:
+        batches, samples = report.probe.batches, report.probe.samples
+        said.append(
+            f"PARTIAL: interrupted after {batches:,} batch{'es' if batches != 1 else ''} ({samples:,} samples); "
+            "all numbers are of these alone."
+        )
     if report.probe.synthetic:
-        return "SYNTHETIC PROBE: inputs were drawn at random; counts and statistics are indicative."
-    return None
+        said.append("SYNTHETIC PROBE: inputs were drawn at random; counts and statistics are indicative.")
+    return " ".join(said) or None
 
 
 def closing(report: Report) -> list[str]:
@@ -163,7 +170,7 @@ def closing(report: Report) -> list[str]:
     if not report.layers:
         advice = next((f"To do: {f.help}." for f in report.findings if f.rule == "EM902" and f.help), None)
         return ["Nothing was classified: this audit is inconclusive.", *([advice] if advice else [])]
-    lines = [_structure_line(report, rows), _dead_line(report)]
+    lines = [_structure_line(report, rows), _dead_line(report), _sampled_line(report)]
     if s.status == "inconclusive":
         ops = sorted({u.op for u in report.coverage.unclassified})
         more = f" and {len(ops) - 4} more" if len(ops) > 4 else ""
@@ -177,6 +184,17 @@ def _structure_line(report: Report, rows: int) -> str:
         return "No layer competes or gates."
     two_way = f" ({s.em_two_way} of them two-way)" if s.em_two_way else ""
     return f"{s.em} of {rows} competitions and gates {'has' if s.em == 1 else 'have'} EM structure{two_way}."
+
+
+def _sampled_line(report: Report) -> str:
+    """Return what share of the competitions the numbers of long attention rest on."""
+    found = [row.responsibility for row in report.layers if row.responsibility is not None]
+    some = [(r.sampled, r.competitions) for r in found if r.sampled is not None and r.heads]
+    if not some:
+        return ""
+    measured, every = (sum(numbers) for numbers in zip(*some, strict=True))
+    where = "1 row" if len(some) == 1 else f"{len(some)} rows"
+    return f"Long attention ({where}): {measured:,} of {every:,} queries measured, evenly spaced."
 
 
 def _dead_line(report: Report) -> str:

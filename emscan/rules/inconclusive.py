@@ -61,3 +61,21 @@ def synthetic_probe(report: Report) -> Iterator[Hit]:
             "the probe is synthetic: verdicts hold, counts and statistics are indicative",
             help="give real samples with --probe",
         )
+
+
+@rule("EM904", "partial-probe", "note")
+def partial_probe(report: Report) -> Iterator[Hit]:
+    """The audit was interrupted.
+
+    What it finds: a probe that was stopped (Ctrl-C, SIGTERM) after some of its batches.
+
+    Why it matters: structure is told as ever, but counts and statistics are those of the batches that were done, and
+    what only later batches show is missing.
+
+    What to do: run it to the end, or give a smaller probe.
+    """
+    if report.probe.partial:
+        yield Hit(
+            f"the probe was interrupted after {report.probe.samples:,} samples: all numbers are of these alone",
+            help="run it to the end, or give a smaller probe",
+        )

@@ -239,4 +239,4 @@ def test_light_commands_do_not_import_torch(arguments: tuple[str, ...]) -> None:
 def test_rules_are_listed_and_explained() -> None:
     assert "EM101  warning  dead-unit" in emscan("rule").stdout
     assert "What to do:" in emscan("rule", "dead-unit").stdout
-    assert "did you mean EM108?" in failed(emscan("rule", "EM110"))
+    assert "did you mean EM108?" in failed(emscan("rule", "EM1O8"))

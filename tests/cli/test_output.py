@@ -105,7 +105,7 @@ def test_progress_on_a_terminal_leaves_the_report_on_stdout(audit_of) -> None:
     os.close(ours)
     assert run.returncode == 0
     assert json.loads(out)["probe"]["samples"] == 450
-    assert b"batches/s" in b"".join(shown)
+    assert b"samples/s" in b"".join(shown)
 
 
 @pytest.mark.parametrize("command", [("schema",), ("audit", MODEL, "--probe", PROBE, "--format", "json")])

@@ -156,3 +156,13 @@ def test_findings_are_capped_and_counted() -> None:
     made = report(*(gate(i, f"fc{i}", dead=[1]) for i in range(15)))
     assert "... and 3 more findings (--format json lists all)" in render_text(made, 80)
     assert "... and 3 more findings" in render_html(made)
+
+
+def test_long_attention_says_how_much_was_measured() -> None:
+    rows = [softmax(i, f"layers.{i}", kind="keys") for i in range(2)]
+    assert "queries measured" not in render_text(report(*rows))
+    for row in rows:
+        assert row.responsibility is not None
+        row.responsibility.sampled, row.responsibility.competitions = 3072, 98_304
+    said = "Long attention (2 rows): 6,144 of 196,608 queries measured, evenly spaced."
+    assert said in render_text(report(*rows))

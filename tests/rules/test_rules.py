@@ -7,7 +7,7 @@ import math
 import pytest
 
 from emscan import rules
-from emscan.report.document import Evidence, Head, Report, Thresholds
+from emscan.report.document import Calibration, Evidence, Head, Report, Thresholds
 from emscan.rules.registry import rule
 from tests.report.builder import gate, plain, report, seed, softmax
 
@@ -42,9 +42,16 @@ def attending(**numbers):
     return with_(softmax(0, "a", kind="keys"), components=None, responsibility__heads=heads)
 
 
+def partial(made: Report) -> Report:
+    made.probe.partial = True
+    rules.apply(made)
+    return made
+
+
 FIRES: dict[str, Report] = {
     "EM001": report(with_(softmax(0, "a"), alternatives__kind="batch")),
     "EM002": report(with_(softmax(0, "a"), flags=["double-normalization"])),
+    "EM003": report(with_(softmax(0, "a"), flags=["unlogged"])),
     "EM101": report(gate(0, "a", dead=[1])),
     "EM102": report(gate(0, "a", count=3, dead=[0, 1, 2])),
     "EM103": report(with_(gate(0, "a", dead=[1]), components__numeric=True)),
@@ -59,16 +66,20 @@ FIRES: dict[str, Report] = {
     "EM204": report(
         with_(softmax(0, "a", kind="prototypes"), responsibility__hard_fraction=0.999, responsibility__heads=None)
     ),
+    "EM205": report(with_(softmax(0, "a"), components__redundancy=0.1, components__copies=[[1, 4]])),
+    "EM206": report(with_(routed(), responsibility__dropped=0.1)),
     "EM207": report(attending(normalized_entropy=0.04)),
     "EM208": report(attending(first_key=0.4)),
     "EM209": report(attending(normalized_entropy=0.995)),
     "EM210": report(attending(output_norm=0.04)),
+    "EM211": report(with_(softmax(0, "a"), responsibility__calibration=Calibration(1000, 0.6, 0.9, 0.3))),
     "EM301": report(with_(gate(0, "a"), flags=["non-finite"])),
     "EM401": report(with_(softmax(0, "a"), evidence=Evidence("x", None, 0.1, 1e-9, 1e-5, "float32", True))),
     "EM402": report(with_(softmax(0, "a"), flags=["detached"])),
     "EM901": report(gate(0, "a"), unclassified=("custom.op",)),
     "EM902": report(),
     "EM903": report(plain(0, "a"), synthetic=True),
+    "EM904": partial(report(plain(0, "a"))),
 }
 
 
@@ -217,3 +228,15 @@ def test_folded_layers_count_their_heads() -> None:
     assert [len(line.members) for line in lines] == [21]
     (said,) = [n for n in notices(made, lines) if n.rule == "EM208"]
     assert "in all 21, 21 of 42 heads" in said.text
+
+
+def test_two_opposite_alternatives_are_one_decision_and_not_redundant() -> None:
+    full = {"components__redundancy": 1.0, "components__copies": []}
+    assert "EM205" not in codes(report(with_(softmax(0, "a", count=2), **full)))
+    said = finding(report(with_(softmax(0, "a", count=10), **full)), "EM205").message
+    assert (
+        said
+        == "layer a: squared correlations of the 10 classes reach 100% of what they could be; the load does not show it"
+    )
+    assert "EM205" not in codes(report(with_(softmax(0, "a"), components__redundancy=0.74, components__copies=[])))
+    assert "EM205" not in codes(report(with_(routed(), **full)))  # only rows in which all alternatives keep a share
