@@ -92,6 +92,51 @@ class Encoder(nn.Module):
         return self.head(x[:, 0])
 
 
+class Routed(nn.Module):
+    """Mixtral's feed-forward: softmax over 8 experts, the best 2 renormalized, SwiGLU experts in a loop; (N, 64, 256)."""
+
+    def __init__(self, width: int = 256, inner: int = 512, experts: int = 8) -> None:
+        super().__init__()
+        self.experts = experts
+        self.embed, self.router = nn.Linear(32, width), nn.Linear(width, experts, bias=False)
+        self.gate, self.up = (nn.Parameter(torch.randn(experts, width, inner) / 16) for _ in range(2))
+        self.down = nn.Parameter(torch.randn(experts, inner, width) / 23)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(0, 1)
+        share, chosen = self.router(tokens).softmax(-1).topk(2, -1)
+        share = share / share.sum(-1, keepdim=True)
+        out = torch.zeros_like(tokens)
+        for expert in range(self.experts):
+            token, place = torch.where(chosen == expert)
+            some = tokens[token]
+            some = (F.silu(some @ self.gate[expert]) * (some @ self.up[expert])) @ self.down[expert]
+            out.index_add_(0, token, some * share[token, place, None])
+        return self.head(out.unflatten(0, x.shape[:2]).mean(1))
+
+
+class Quantizer(nn.Module):
+    """Convolutional autoencoder of (N, 3, 32, 32) images through the nearest of 512 codes at 8 x 8 places."""
+
+    def __init__(self, codes: int = 512, width: int = 64) -> None:
+        super().__init__()
+        self.down = nn.Sequential(
+            nn.Conv2d(3, width, 4, 2, 1), nn.ReLU(), nn.Conv2d(width, width, 4, 2, 1), nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1),
+        )  # fmt: skip
+        self.codes = nn.Parameter(torch.randn(codes, width))
+        self.up = nn.Sequential(
+            nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(), nn.ConvTranspose2d(width, width, 4, 2, 1), nn.ReLU(),
+            nn.ConvTranspose2d(width, 3, 4, 2, 1),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        z = self.down(images).movedim(1, -1)
+        nearest = torch.cdist(z.flatten(0, 2), self.codes).argmin(-1)
+        return self.up(F.embedding(nearest, self.codes).view_as(z).movedim(-1, 1))
+
+
 def perceptron() -> nn.Module:
     """Return a small classifier with two hidden layers."""
     return nn.Sequential(nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
@@ -102,9 +147,29 @@ def images() -> Tensor:
     return torch.randn(256, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+def many_images() -> Tensor:
+    """Return 2,048 images."""
+    return torch.randn(2048, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
 def ids() -> Tensor:
     """Return 192 sequences of 128 token ids."""
     return torch.randint(0, 8192, (192, 128), generator=torch.Generator().manual_seed(1))
+
+
+def encoder_of(tokens: int) -> Callable[[], nn.Module]:
+    """Return the maker of an encoder with two layers for sequences of so many tokens."""
+    return lambda: Encoder(depth=2, tokens=tokens)
+
+
+def sequences(count: int, tokens: int) -> Callable[[], Tensor]:
+    """Return the maker of so many sequences of token ids."""
+    return lambda: torch.randint(0, 8192, (count, tokens), generator=torch.Generator().manual_seed(1))
+
+
+def features() -> Tensor:
+    """Return 2,048 sequences of 64 vectors."""
+    return torch.randn(2048, 64, 32, generator=torch.Generator().manual_seed(1))
 
 
 def vectors() -> Tensor:
@@ -115,6 +180,17 @@ def vectors() -> Tensor:
 CASES = {
     "cnn": Case("CNN, 8 convolutions, 64 to 256 channels, 256 images of 32 x 32", Convolutional, images, 64, 5),
     "encoder": Case("encoder, 6 layers, width 384, 192 sequences of 128 tokens", Encoder, ids, 16, 5),
+    "attention-512": Case(
+        "encoder, 2 layers, width 384, 64 sequences of 512 tokens", encoder_of(512), sequences(64, 512), 8, 5
+    ),
+    "attention-2048": Case(
+        "encoder, 2 layers, width 384, 24 sequences of 2,048 tokens", encoder_of(2048), sequences(24, 2048), 2, 5
+    ),
+    "attention-8192": Case(
+        "encoder, 2 layers, width 384, 8 sequences of 8,192 tokens", encoder_of(8192), sequences(8, 8192), 1, 3
+    ),
+    "router": Case("2 of 8 experts, as in Mixtral, width 256, 2,048 sequences of 64 vectors", Routed, features, 32, 5),
+    "codes": Case("VQ autoencoder, 512 codes, 2,048 images of 32 x 32", Quantizer, many_images, 32, 5),
     "mlp": Case("MLP 32-128-128-10, 1,000,000 samples", perceptron, vectors, 8192, 5),
 }
 
