@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,14 +32,21 @@ from emscan.report.document import (
 )
 from emscan.state import afresh, generators, restore_generators
 from emscan.trace.follow import Taps, feed, follow
-from emscan.trace.graph import Trace
+from emscan.trace.graph import NotKeptError, Trace
 from emscan.trace.leaves import parameter_names
 from emscan.trace.record import named_inputs, record
 
-_KEPT = 1 << 29  # bytes of values that discovery keeps at most
+_KEPT = 1 << 26  # bytes of values that discovery keeps at first,
+_KEPT_SHARE = 1 / 8  # or this share of what the process takes up by then, if it is more;
+_KEPT_MOST = 1 << 29  # where something that is needed was left out then,
+_KEPT_ALL = 1 << 60  # and where a row cannot be told without it
 _FEW = 8  # samples that discovery looks at, at most
 _WHOLE = 4  # samples up to which a batch is looked at whole: a loop over them is then counted right
 _DISCOVERIES = 16  # batches that may bring new branches before the rest is left unclassified
+
+
+# A trace, what the random generators had come to where it is of a whole batch, what was found in it, and evidence by row.
+_Look = tuple[Trace, Any, Classification, dict[object, Evidence]]
 
 
 @dataclass
@@ -78,11 +87,7 @@ class Audit:
         ``compare``: its targets have not been looked at yet.
         """
         self.discoveries += 1
-        trace, targets, drawn = self._record(batch, few)
-        names = parameter_names(self.model)
-        found = classify(
-            trace, names, objective_name=self.objective, targets=targets, all_targets=batch.targets, says=self.says
-        )
+        trace, drawn, found, proofs = self._look(batch, few)
         if few and trace.inputs and _over_samples(found, self._sample_axis(batch)):
             del trace, found  # the samples themselves compete: K is the length of the batch, not of a part of it
             self.discoveries -= 1
@@ -94,7 +99,7 @@ class Audit:
             self.answering = next((r.key for r in found.rows if found.objective.through in r.sites), None)
         place = 0
         for row in found.rows:
-            place = self._adopt(row, found, place, first)
+            place = self._adopt(row, found, proofs, place, first)
         self.coverage = found.coverage if first else _joined(self.coverage, found.coverage)
         self.taps.known |= {call.key for call in trace.calls}
         self.taps.settle(trace)
@@ -104,9 +109,46 @@ class Audit:
         _return_memory()
         return fed
 
+    def _look(self, batch: Batch, few: bool) -> _Look:
+        """Trace, classify and verify; once more, with more numbers kept, where some were missed."""
+        try:
+            seen = self._classified(batch, few, _budget())
+            if not any(value.dropped for value in seen[0].values):
+                return seen
+            lacking = any(value.missed for value in seen[0].values)
+            if not lacking and all(proof.gradient_error is not None for proof in seen[3].values()):
+                return seen
+            del seen
+            return self._classified(batch, few, _KEPT_MOST)
+        except NotKeptError:
+            return self._classified(batch, few, _KEPT_ALL)
+
+    def _classified(self, batch: Batch, few: bool, budget: int) -> _Look:
+        trace, targets, drawn = self._record(batch, few, budget)
+        names = parameter_names(self.model)
+        found = classify(
+            trace, names, objective_name=self.objective, targets=targets, all_targets=batch.targets, says=self.says
+        )
+        missed = [value for value in trace.values if value.missed]
+        proofs = self._proofs(found) if self.weights else {}
+        for value in trace.values:  # what evidence asks for in vain, excerpts may have
+            value.missed = False
+        for value in missed:
+            value.missed = True
+        return trace, drawn, found, proofs
+
+    def _proofs(self, found: Classification) -> dict[object, Evidence]:
+        """Return the evidence of every row that is new."""
+        goal, proofs = found.objective, {}
+        for row in found.rows:
+            if row.key not in self.rows and row.key not in proofs and row.site is not None and row.site.verdict == "em":
+                targets = goal.targets if row.site is goal.through else None
+                proofs[row.key] = gather(row.site, found.trace, self.thresholds.evidence, targets)
+        return proofs
+
     def _feed(self, trace: Trace, batch: Batch, drawn: Any, compare: bool) -> bool:
         """Measure a batch by what its trace has kept, rather than run it again."""
-        outputs = [value.tensor for value in trace.outputs if value.tensor is not None]
+        outputs = [value.held for value in trace.outputs if value.held is not None]
         if len(outputs) < len(trace.outputs) or not feed(trace, self.taps):
             return False
         restore_generators(drawn)  # the next batch goes on from here
@@ -117,7 +159,7 @@ class Audit:
     def _sample_axis(self, batch: Batch) -> int:
         return 1 if sequence_first(self.model, list(named_inputs(batch.args, batch.kwargs).values())) else 0
 
-    def _record(self, batch: Batch, few: bool) -> tuple[Trace, Tensor | None, Any]:
+    def _record(self, batch: Batch, few: bool, budget: int) -> tuple[Trace, Tensor | None, Any]:
         """Trace a few samples, or the whole batch where a model insists on its size: then with what the random
         generators have come to."""
         count = min(batch.samples, max(2, min(_FEW, batch.samples // 16)))
@@ -132,23 +174,19 @@ class Audit:
             with contextlib.suppress(Exception):  # a model may insist on the batch size it was exported with
                 cut = part(batch, 0, count, axis)
                 with afresh(self.model, rehearsal=True):
-                    return record(self.model, cut.args, cut.kwargs, budget=_KEPT), cut.targets, None
+                    return record(self.model, cut.args, cut.kwargs, budget=budget), cut.targets, None
         with afresh(self.model, rehearsal=True):
-            return record(self.model, batch.args, batch.kwargs, budget=_KEPT), batch.targets, generators()
+            return record(self.model, batch.args, batch.kwargs, budget=budget), batch.targets, generators()
 
-    def _adopt(self, row: Row, found: Classification, place: int, first: bool) -> int:
+    def _adopt(self, row: Row, found: Classification, proofs: dict[object, Evidence], place: int, first: bool) -> int:
         """Add a row, or further calls of one that is known; return where the next one belongs."""
         known = self.rows.get(row.key)
         if known is None:
             measured = row.site is not None and self.weights
             left = self.room.refuses(row.site, found.axes) if measured and row.site is not None else None
             meter = meter_for(row.site, self.thresholds) if measured and row.site is not None and not left else None
-            known = self.rows[row.key] = _Measured(row, meter, left=left)
+            known = self.rows[row.key] = _Measured(row, meter, proofs.get(row.key), left)
             self.order.insert(place if not first else len(self.order), row.key)
-            if row.site is not None and row.site.verdict == "em" and self.weights:
-                goal = found.objective
-                targets = goal.targets if row.site is goal.through else None
-                known.evidence = gather(row.site, found.trace, self.thresholds.evidence, targets)
             new = row.sites
         else:
             seen = {site.emitted.key for site in known.row.sites}  # the same name is measured already
@@ -238,7 +276,18 @@ def _forget(trace: Trace) -> None:
     kept = {v.id for call in trace.calls for v in call.inputs if not (v.data and v.param)}
     for value in trace.values:
         if value.leaf not in {"param", "buffer"} and (value.id not in kept or value.data):
-            value.tensor = None
+            value.tensor = value.few = None
+    for call in trace.calls:
+        call.excerpt = ()
+
+
+def _budget() -> int:
+    """Return how many bytes of values discovery keeps: what is larger is verified by excerpts."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return max(_KEPT, int(pages * os.sysconf("SC_PAGE_SIZE") * _KEPT_SHARE))
+    except (OSError, ValueError, IndexError):  # not on Linux
+        return _KEPT
 
 
 def _return_memory() -> None:

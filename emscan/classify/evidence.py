@@ -13,21 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emscan.classify import recurrent_evidence
+from emscan.classify import attention_evidence, recurrent_evidence
 from emscan.classify.labels import residual_error
 from emscan.classify.means import fit, jacobian
+from emscan.classify.posterior_error import compare, posterior
 from emscan.classify.regions import Region
 from emscan.classify.replay import replay
 from emscan.classify.site import Site
 from emscan.classify.softmax import SEGMENTS
 from emscan.report.document import Evidence
+from emscan.trace import excerpts
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import EXTREMUM, RECURRENT
+from emscan.trace.operators import EXTREMUM, RECURRENT, SOFTMAX
 
-_QUERIES, _HEADS = 64, 4  # of one attention call
-_KEYS = 4096  # of one attention call: beyond, the weights of some keys and the sum over all
 _ENTRIES = 1 << 18  # scores or values of a row that are looked at, of evenly spaced competitions
-_HIDDEN = -1e4  # a score below is a mask's
 _AWAY = 0.05  # a gate's share is read off as value over energy: not where both vanish
 
 
@@ -60,7 +59,7 @@ def _errors(site: Site, trace: Trace) -> tuple[float | None, float | None, float
     """Return (sum error, gradient error, largest score that matters)."""
     with torch.inference_mode(False), torch.no_grad():
         if site.attention is not None:
-            return _attention(site.attention)
+            return attention_evidence.errors(site.attention)
         if site.op in RECURRENT:
             return recurrent_evidence.errors(next(iter(site.members)))
         if site.mechanism == "logistic":
@@ -71,37 +70,6 @@ def _errors(site: Site, trace: Trace) -> tuple[float | None, float | None, float
 
 
 # ---- K alternatives -----------------------------------------------------------------------------
-def posterior(scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None) -> Tensor:
-    """Return dL/ds by automatic differentiation: scores s = -E, float64, any shape; L = log(sum exp(s) + sink)."""
-    with torch.enable_grad():
-        s = scores.detach().double().clone().requires_grad_(True)
-        # relative to the largest: a row of masked scores alone (-1e38) would lose its log K
-        top = s.detach().amax(axes, keepdim=True)
-        partition = torch.logsumexp(s - top.where(top.isfinite(), 0.0), dim=axes)
-        if sink is not None:
-            partition = torch.logaddexp(partition, sink.double().log() - top.where(top.isfinite(), 0.0).sum(axes))
-        kept = partition[torch.isfinite(partition)]
-        (gradient,) = torch.autograd.grad(kept.sum(), s)
-    return torch.nan_to_num(gradient)
-
-
-def _compare(
-    r: Tensor, scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None, *, total: Tensor | None = None,
-    some: Tensor | None = None,
-) -> tuple[float, float, float]:  # fmt: skip
-    """Compare r with the posterior of the scores; ``some``: r are those of these alternatives, ``total`` their sum."""
-    expected = posterior(scores, axes, sink)
-    total = r.double().sum(axes) if total is None else total.double()
-    if sink is not None:
-        total = total + (1 - expected.sum(axes))
-    seen = expected.sum(axes) > 0
-    error = (total - 1).abs()[seen]
-    matter = scores.double()[(expected > 1e-6) & (scores > _HIDDEN)].abs()
-    reach = float(matter.max()) if matter.numel() else 0.0
-    difference = (r.double() - (expected if some is None else expected[..., some])).abs()
-    return float(error.max()) if error.numel() else 0.0, float(difference.max()), reach
-
-
 def _normalized(site: Site, trace: Trace) -> tuple[float, float, float] | None:
     if site.terms:
         return _separate(site)
@@ -109,17 +77,28 @@ def _normalized(site: Site, trace: Trace) -> tuple[float, float, float] | None:
         return _accumulated(site)
     energies, emitted = site.energies.tensor, site.emitted.tensor
     if energies is None or emitted is None:
-        return None
+        return _by_excerpt(site)
     if site.weights is not None:
         return _hand_written(site, trace)
     if site.statistic == "log-partition":
-        return _compare(_gradient_of_operator(site, trace, energies), site.sign * energies.double(), site.axes)
+        return compare(_gradient_of_operator(site, trace, energies), site.sign * energies.double(), site.axes)
     if emitted.shape != energies.shape:
         return None
     (scores, r), axes = _thinned((energies, emitted), site.axes)
     if bool((r <= 0).all()) and _sums_to_one(r.exp(), axes):
         r = r.double().exp()
-    return _compare(r, site.sign * scores.double(), axes)
+    return compare(r, site.sign * scores.double(), axes)
+
+
+def _by_excerpt(site: Site) -> tuple[float, float, float] | None:
+    """Some competitions of a softmax operator whose tensors were too large to keep."""
+    found = next((c for c in sorted(site.members, key=lambda c: c.id) if c.op in SOFTMAX and c.excerpt), None)
+    if found is None:
+        return None
+    scores, r = found.excerpt
+    if scores is None or r is None:
+        return None
+    return compare(r.double().exp() if "log_softmax" in found.op else r, scores.double(), (-1,))
 
 
 def _thinned(tensors: tuple[Tensor, ...], axes: tuple[int, ...]) -> tuple[list[Tensor], tuple[int, ...]]:
@@ -151,7 +130,7 @@ def _separate(site: Site) -> tuple[float, float, float] | None:
         for leaf in leaves[1:]:
             out = torch.logaddexp(out, leaf)
         gradients = torch.autograd.grad(out.sum(), leaves)
-    return _compare(torch.stack(gradients, -1), stacked.double(), (-1,))
+    return compare(torch.stack(gradients, -1), stacked.double(), (-1,))
 
 
 def _accumulated(site: Site) -> tuple[float, float, float] | None:
@@ -167,7 +146,7 @@ def _accumulated(site: Site) -> tuple[float, float, float] | None:
         if int(seen.sum()) < 2:
             continue
         r = own[seen].double() / own[seen].double().sum()
-        _, difference, _ = _compare(r, weights[seen].log(), (-1,))
+        _, difference, _ = compare(r, weights[seen].log(), (-1,))
         differences.append(difference)
     ones = {v.id: torch.ones_like(v.tensor) for v in site.values if v.tensor is not None}
     whole = replay(site.mixed, ones, None)[numerator.id]
@@ -196,11 +175,11 @@ def _hand_written(site: Site, trace: Trace) -> tuple[float, float, float] | None
         handed_back = _gradient_of_operator(site, trace, site.energies.tensor)
         scores = again.clamp(min=0).log()
         fixed = torch.full_like(scores.sum(site.weights_axes), site.sink_weight)
-        return _compare(handed_back, scores, site.weights_axes, fixed)
+        return compare(handed_back, scores, site.weights_axes, fixed)
     axes = site.weights_axes
     if weights is not None and again is not None and site.denominator is None:  # scaled to even sums, whatever they are
         sums = weights.double().sum(axes, keepdim=True)
-        return _compare(weights.double() / sums.median(), again.log(), axes)
+        return compare(weights.double() / sums.median(), again.log(), axes)
     total = _total(site)
     if weights is None or again is None or total is None:
         return None
@@ -212,7 +191,7 @@ def _hand_written(site: Site, trace: Trace) -> tuple[float, float, float] | None
     sink = None
     if site.guarded or site.sink:
         sink = (total - weights.double().sum(axes, keepdim=True)).clamp(min=0).sum(axes)
-    return _compare(r, again.clamp(min=0).log(), axes, sink)
+    return compare(r, again.clamp(min=0).log(), axes, sink)
 
 
 def _by_segments(site: Site, trace: Trace) -> tuple[float, float, float] | None:
@@ -290,56 +269,16 @@ def _between(trace: Trace, start: Value, end: Value) -> list[Call]:
     return needed[::-1]
 
 
-# ---- attention ----------------------------------------------------------------------------------
-def _attention(call: Call) -> tuple[float, float, float] | None:
-    """The operator's own weights: its output for one-hot values, on a few queries, heads and samples."""
-    query, key = call.inputs[0].tensor, call.inputs[1].tensor
-    if query is None or key is None:
-        return None
-    mask = call.arg("attn_mask")
-    bias = mask.tensor if isinstance(mask, Value) else None
-    causal, scale = bool(call.arg("is_causal", False)), call.arg("scale")
-    grouped = query.dim() >= 3 and query.shape[-3] // max(1, key.shape[-3]) if query.dim() >= 4 else 1
-    if query.dim() >= 4:
-        heads = min(_HEADS, key.shape[-3])
-        if bias is not None and bias.dim() >= 3 and bias.shape[-3] > 1:
-            bias = bias[..., : heads * grouped, :, :]
-        query, key = query[..., : heads * grouped, :, :], key[..., :heads, :, :]
-    while query.dim() > 3 and query.shape[0] > 2:
-        bias = bias[:2] if bias is not None and bias.dim() == query.dim() and bias.shape[0] > 1 else bias
-        query, key = query[:2], key[:2]
-        break
-    few = max(4, min(_QUERIES, (1 << 18) // max(1, key.shape[-2])))
-    query = query[..., :few, :]
-    if bias is not None and bias.dim() >= 2 and bias.shape[-2] > 1:
-        bias = bias[..., :few, :]
-    size = key.shape[-2]
-    some = torch.arange(size, device=key.device)
-    if size > _KEYS:
-        some = torch.linspace(0, size - 1, max(2, query.shape[-1] - 1), device=key.device).long()
-    values = key.new_zeros(size, len(some) + 1)
-    values[some, torch.arange(len(some), device=key.device)] = 1
-    values[:, -1] = 1  # what the weights sum to
-    values = values.expand(*key.shape[:-1], len(some) + 1)
-    r = torch.nn.functional.scaled_dot_product_attention(
-        query, key, values, attn_mask=bias, is_causal=causal, scale=scale, enable_gqa=grouped > 1
-    )
-    r = torch.nan_to_num(r)
-    keys = key.repeat_interleave(grouped, -3) if grouped > 1 else key
-    scores = query.double() @ keys.double().mT * (scale if scale is not None else query.shape[-1] ** -0.5)
-    if causal:
-        scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -math.inf)
-    if bias is not None:
-        scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias.double()
-    return _compare(r[..., :-1], scores, (-1,), total=r[..., -1], some=some)
-
-
 # ---- two alternatives ---------------------------------------------------------------------------
 def _two_way(site: Site) -> tuple[float | None, float | None, float] | None:
     form = site.form
-    if form is None or form.log_odds is None or site.energies.tensor is None or site.emitted.tensor is None:
+    if form is None or form.log_odds is None:
         return None
     z, y = site.energies.tensor, site.emitted.tensor
+    if (z is None or y is None) and site.energies.shape == site.emitted.shape and not _unlike_units(site):
+        z, y = (v.few if v.tensor is None else excerpts.entries(v.tensor) for v in (site.energies, site.emitted))
+    if z is None or y is None:
+        return None
     if site.op == "bce":
         return _bce(z)
     if form.half is not None:
@@ -353,8 +292,8 @@ def _two_way(site: Site) -> tuple[float | None, float | None, float] | None:
         return float((on + off - 1).abs().max()), *_against(on, form.log_odds(z.double()))[1:]
     region = Region(site.energies, site.emitted, site.region)
     share = _reader(site, region)
-    if z.numel() > _ENTRIES and not any(v.param and not v.data and v.shape for c in site.region for v in c.inputs):
-        step = -(-z.numel() // _ENTRIES)  # the same for every unit: some of the values are enough
+    if z.numel() > _ENTRIES and z.shape == y.shape and not _unlike_units(site):
+        step = -(-z.numel() // _ENTRIES)  # some of the values are enough
         z, y = z.flatten()[::step], y.flatten()[::step]
     if form.statistic == "gate" and not bool((z.abs() > _AWAY).any()):
         # too near to zero to read a share off: the model's own operators once more, on energies of ordinary size
@@ -370,6 +309,11 @@ def _two_way(site: Site) -> tuple[float | None, float | None, float] | None:
     mirrored = form.mirror(z)
     off = share(mirrored, region.replay(mirrored))[keep]
     return float((on + off - 1).abs().max()), gradient_error, reach
+
+
+def _unlike_units(site: Site) -> bool:
+    """Whether the gate differs from unit to unit, so that values cannot be taken out of their places."""
+    return any(v.param and not v.data and v.shape for call in site.region for v in call.inputs)
 
 
 def _reader(site: Site, region: Region) -> Callable[[Tensor, Tensor], Tensor]:
@@ -419,7 +363,7 @@ def _objective(site: Site) -> tuple[float, float, float] | None:
         else:
             (gradient,) = torch.autograd.grad(torch.logsumexp(site.sign * s, 1).sum(), s)
             r = site.sign * gradient.double()
-    return _compare(r, site.sign * rows.double(), (-1,))
+    return compare(r, site.sign * rows.double(), (-1,))
 
 
 def _bce(z: Tensor) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from emscan.classify.owners import bias_of
-from emscan.trace.graph import Call, Trace, Value, substitute
+from emscan.trace.graph import Call, NotKeptError, Trace, Value, substitute
 from emscan.trace.operators import PASS, pointwise
 from emscan.trace.origins import is_binary_extremum
 
@@ -120,7 +120,7 @@ def _own(leaf: object, known: dict[int, Tensor]) -> object:
     if leaf.id in known:
         return known[leaf.id]
     if leaf.tensor is None:
-        raise RuntimeError("a constant of the region was not kept")
+        raise NotKeptError("a constant of the region was not kept")
     # one number stands for a constant tensor: the region may run on another number of samples
     return leaf.tensor.flatten()[0].clone() if _uniform(leaf.tensor) and leaf.tensor.numel() else leaf.tensor.clone()
 

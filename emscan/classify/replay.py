@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from emscan.trace.graph import Call, Value, substitute
+from emscan.trace.graph import Call, NotKeptError, Value, substitute
 
 
 def replay(calls: Iterable[Call], known: dict[int, Tensor], dtype: torch.dtype | None) -> dict[int, Tensor]:
     """Run ``calls`` in order with ``known`` values in place of the recorded ones; returns every value made.
 
-    All floats are brought to ``dtype`` if given. Raises RuntimeError where an operand was not kept.
+    All floats are brought to ``dtype`` if given. Raises NotKeptError where an operand was not kept.
     """
     made = {key: t.to(dtype) if dtype is not None and t.is_floating_point() else t for key, t in known.items()}
     for call in calls:
@@ -39,6 +39,6 @@ def operand(leaf: object, known: dict[int, Tensor], dtype: torch.dtype | None) -
     if leaf.id in known:
         return known[leaf.id]
     if leaf.tensor is None:
-        raise RuntimeError("an operand was not kept")
+        raise NotKeptError("an operand was not kept")
     tensor = leaf.tensor.clone()  # values of an inference-mode run cannot be saved for a gradient
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor

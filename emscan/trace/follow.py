@@ -177,7 +177,7 @@ _GONE = object()
 
 def _kept(leaf: Any) -> Any:
     if isinstance(leaf, Value):
-        return leaf.tensor if leaf.tensor is not None else _GONE
+        return leaf.held if leaf.held is not None else _GONE
     return leaf
 
 

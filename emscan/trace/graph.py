@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 
+class NotKeptError(RuntimeError):
+    """A computation cannot be run again: an operand was too large to keep."""
+
+
 @dataclass(eq=False, slots=True)
 class Value:
     """One tensor of the run. ``key`` names the computation that made it, the same for every batch; ``flow`` is the
     identity of the whole computation from the leaves on, within this run.
 
     ``param`` and ``data`` say whether a parameter and whether the input took part in its numbers;
-    ``tensor`` is the number itself on the discovery batch, None where it would not fit the budget.
+    ``tensor`` is the number itself on the discovery batch, None where it would not fit the budget. ``missed``: somebody
+    asked for it then.
     """
 
     id: int
@@ -31,8 +36,21 @@ class Value:
     base_dim: int | None = None
     param: bool = False
     data: bool = False
-    tensor: Tensor | None = None
+    held: Tensor | None = None
+    few: Tensor | None = None  # some of its entries, where the tensor was too large to keep
+    dropped: bool = False
+    missed: bool = False
     users: list[Call] = field(default_factory=list)
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The numbers."""
+        self.missed = self.missed or self.dropped
+        return self.held
+
+    @tensor.setter
+    def tensor(self, numbers: Tensor | None) -> None:
+        self.held = numbers
 
     @property
     def floating(self) -> bool:
@@ -60,6 +78,7 @@ class Call:
     where: str | None = None
     in_place: bool = False
     no_grad: bool = False
+    excerpt: tuple[Tensor | None, ...] = ()  # what a row is verified by, where the operands were too large to keep
 
     def __hash__(self) -> int:
         return self.id  # sets of calls come in the same order in every run, and so do reports
