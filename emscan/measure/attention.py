@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emscan.measure.alternatives import MASKED, visible_alternatives
+from emscan.measure.alternatives import MASKED
 from emscan.measure.histogram import Histogram
 from emscan.report.document import EntropySummary, Head, MaxSummary, Responsibility, Temperature, Thresholds
 
@@ -24,13 +24,14 @@ EXACT = 2048  # keys up to which every query is measured
 SAMPLED = 512  # queries per sequence that are measured beyond
 _SCALED = 8  # queries per sequence whose entropy is taken at other temperatures, too
 _SCORES = 1 << 18  # scores alive at a time: 1 MiB, and as much for their exponentials
+_LEAST, _ROOT = -87.0, 1e-19  # log of the least share that is told from 0: exp takes ten times as long below
 _HIDDEN = -1e30  # score of a masked key: its share underflows to 0, and 0 times it is 0, unlike with -inf
 
 
 class AttentionHeads:
     """Streamed statistics of ``heads`` attention heads over about ``keys`` keys.
 
-    Quantiles of the entropy come from bins on [0, ln keys]; what a longer batch adds above falls into the last one.
+    Quantiles of the entropy come from bins on [0, ln keys]; a longer batch adds bins above.
     Queries without a key in sight are no competitions, nor are those of padding: in square attention, positions whose
     key no query may see. Queries with a single key are left out of entropies.
     """
@@ -47,7 +48,7 @@ class AttentionHeads:
         self.passed = 0  # queries that were there, measured or not
         self.sampled = False
         self.scaled, self.half, self.double = 0, 0.0, 0.0
-        self.entropy = Histogram(0.0, math.log(max(2, keys)))
+        self.entropy = Histogram(0.0, math.log(max(2, keys)), grows=True)
         self.largest = Histogram(0.0, 1.0)
         self.nonfinite = False
         self._sighted: Tensor | None = None  # which queries of the last call counted: those whose outputs do
@@ -90,41 +91,43 @@ class AttentionHeads:
         if output is not None:
             self.update_output(output)
 
-    def update_scores(self, scores: Tensor, scale: float = 1.0, *, own: bool = True) -> None:
-        """See scores s (..., H, L, S) with r = softmax(scale * s); those absurdly far below the best are masked."""
+    def update_scores(
+        self, scores: Tensor, scale: float = 1.0, *, own: bool = True, beside: tuple[int, int] = (0, 0),
+        masks: bool = True,
+    ) -> None:  # fmt: skip
+        """See scores s (..., H, L, S) with r = softmax(scale * s); those of -inf are masked.
+
+        ``masks``: so are those absurdly far below the best.
+        ``beside``: how many alternatives before and behind the keys are none (sinks).
+        """
         if not scores.numel():
             return
         whole = scores.reshape(-1, *scores.shape[-3:])
         samples, heads, length, size = whole.shape
         wide_type = torch.promote_types(scores.dtype, torch.float32)
-        found = _Queries(samples, heads, length, size, whole.device, wide_type)
-        hidden = False
+        found = _Queries(samples, heads, length, size, whole.device, wide_type, beside)
         for place, piece in found.pieces(whole):
-            wide = piece.to(found.entropy.dtype, copy=True).mul_(scale)  # a copy: the statistics work in place
-            shown = visible_alternatives(wide, -1)
-            seen: Tensor | None = None
-            if shown is not None:
-                hidden = True
-                self.nonfinite = self.nonfinite or not bool((wide < math.inf).all())
-                seen = shown.sum(-1)
-                wide.masked_fill_(~shown, _HIDDEN)
-            found.see_scores(place, wide, seen)
-        if hidden and own:
-            found.leave_padding(_scores_in_sight(whole, scale))
+            wide = piece.to(found.entropy.dtype, copy=True)  # a copy: the statistics work in place
+            found.see_masked(place, wide.mul_(scale) if scale != 1.0 else wide, MASKED if masks else math.inf)
+        self.nonfinite = self.nonfinite or found.nonfinite
+        if found.hidden and own:
+            found.leave_padding(_scores_in_sight(whole, scale, MASKED if masks else math.inf))
         self._count(found)
 
-    def update_weights(self, weights: Tensor, *, own: bool = True) -> None:
-        """See nonnegative weights w (..., H, L, S) with r = w / sum w; a key of weight 0 is masked."""
+    def update_weights(
+        self, weights: Tensor, *, own: bool = True, beside: tuple[int, int] = (0, 0), masks: bool = True
+    ) -> None:
+        """See nonnegative weights w (..., H, L, S) with r = w / sum w; ``masks``: a key of weight 0 is masked."""
         if not weights.numel():
             return
         whole = weights.reshape(-1, *weights.shape[-3:])
         samples, heads, length, size = whole.shape
         wide_type = torch.promote_types(weights.dtype, torch.float32)
-        found = _Queries(samples, heads, length, size, whole.device, wide_type)
+        found = _Queries(samples, heads, length, size, whole.device, wide_type, beside)
         for place, piece in found.pieces(whole):
             wide = piece.to(found.entropy.dtype)
             top = wide.amax(-1, keepdim=True)
-            seen = (wide > 0).sum(-1)
+            seen = found.in_sight(wide, above=0.0) if masks else None
             w = wide / torch.where(top > 0, top, 1.0)
             found.see(place, w, w.clamp(min=torch.finfo(w.dtype).tiny).log(), seen)
         if own and bool((found.seen < whole.shape[-1]).any()):
@@ -141,6 +144,7 @@ class AttentionHeads:
         norms = torch.linalg.vector_norm(rows, dim=-1, dtype=wide)
         if sighted is not None and sighted.shape == norms.shape:
             norms = torch.where(sighted, norms, 0.0)
+            self.nonfinite = self.nonfinite or not bool(norms.sum().isfinite())  # of a query that counts
             self.outputs += sighted.sum((0, 2)).cpu()
         else:
             self.outputs += len(norms) * norms.shape[-1]
@@ -263,15 +267,15 @@ def _keys_in_sight(mask: Tensor, size: int, causal: int | None) -> Tensor:
     return seen.expand(*seen.shape[:-1], size)
 
 
-def _scores_in_sight(scores: Tensor, scale: float) -> Tensor:
-    """Return which keys (N, H, S) any query sees, by scores (N, H, L, S) some of which are a mask's."""
+def _scores_in_sight(scores: Tensor, scale: float, far: float) -> Tensor:
+    """Return which keys (N, H, S) any query sees, by scores (N, H, L, S); ``far`` below the best ones are a mask's."""
     best = scores.amax(-2) if scale > 0 else scores.amin(-2)
     if bool(best.isnan().any()):  # one bad query hides no key
         worst = -math.inf if scale > 0 else math.inf
         known = torch.where(scores.isnan(), worst, scores)
         best = known.amax(-2) if scale > 0 else known.amin(-2)
     best = best.float() * scale
-    return best >= best.amax(-1, keepdim=True) - MASKED
+    return (best > -math.inf) & (best >= best.amax(-1, keepdim=True) - far)
 
 
 @dataclass
@@ -297,8 +301,9 @@ class _Queries:
     """What the measured queries of one call have shown, (N, H, M): counted once, since pieces of scores are many."""
 
     def __init__(
-        self, samples: int, heads: int, length: int, size: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
+        self, samples: int, heads: int, length: int, size: int, device: torch.device, dtype: torch.dtype,
+        beside: tuple[int, int] = (0, 0),
+    ) -> None:  # fmt: skip
         self.sampled = size > EXACT and length > SAMPLED
         self.places = torch.arange(length, device=device)  # of the queries that are measured
         if self.sampled:
@@ -307,11 +312,14 @@ class _Queries:
         made = torch.zeros(4, *self._shape[:3], device=device, dtype=dtype)
         self.entropy, self.top, self.first, self.own = made
         self.seen = torch.full_like(self.top, size)
-        self.square = length == size
+        self.keys = slice(beside[0], size - beside[1])  # among the alternatives
+        self._beside = any(beside)
+        self.square = length == size - sum(beside)
         self.passed = samples * heads * length
         self.step = max(1, len(self.places) // _SCALED)
         few = (len(self.places) - 1) // self.step + 1
         self.half, self.double = torch.zeros(2, samples, heads, few, device=device, dtype=dtype)
+        self.hidden = self.nonfinite = False
 
     def blocks(self) -> Iterator[Place]:
         """Yield which scores to look at together: whole samples, or some heads of one, or some queries of one head."""
@@ -344,14 +352,33 @@ class _Queries:
             mask = mask[:, :, self.places[rows] if self.sampled else rows]
         return mask
 
+    def in_sight(self, numbers: Tensor, above: float = -MASKED) -> Tensor:
+        """Return how many alternatives (..., S) a query has, by their scores or weights: none where it has no key."""
+        shown = torch.gt(numbers, above, out=torch.empty_like(numbers))  # as floats: counted several times faster
+        seen = shown.sum(-1)
+        return seen * (shown[..., self.keys].amax(-1) > 0) if self._beside else seen
+
     def leave_padding(self, shown: Tensor) -> None:
         """Drop the queries of padding; ``shown``, (N or 1, H or 1, S), says which keys any query sees."""
         if self.square:
-            self.seen *= shown[..., self.places]
+            self.seen *= shown[..., self.keys.start + self.places]
 
     def see_scores(self, place: Place, scores: Tensor, seen: Tensor | None) -> None:
         """See scores (n, h, l, S), which are overwritten; ``seen``: how many of the keys are no mask's."""
-        below = scores.sub_(scores.amax(-1, keepdim=True))
+        below = scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=_LEAST)
+        self.see(place, below.exp(), below, seen)
+
+    def see_masked(self, place: Place, scores: Tensor, far: float) -> None:
+        """See scores (n, h, l, S), which are overwritten; those ``far`` below the best are a mask's."""
+        best = scores.amax(-1, keepdim=True)
+        self.nonfinite = self.nonfinite or not bool((best < math.inf).all())
+        best.clamp_(min=torch.finfo(scores.dtype).min)  # nothing but -inf: no key in sight
+        below = scores.sub_(best)
+        seen: Tensor | None = None
+        if not bool(below.amin() > -far):  # NaN, too
+            self.hidden = True
+            seen = self.in_sight(below, -far)
+        below.clamp_(min=_LEAST)
         self.see(place, below.exp(), below, seen)
 
     def see(self, place: Place, w: Tensor, below: Tensor, seen: Tensor | None) -> None:
@@ -366,9 +393,9 @@ class _Queries:
         top = 1 / total
         self.entropy[place] = total.log() - below.mul_(w).sum(-1) * top
         self.top[place] = top
-        self.first[place] = w[..., 0] * top
+        self.first[place] = w[..., self.keys.start] * top
         if self.square:
-            own = self.places[rows, None].expand(*w.shape[:-1], 1)
+            own = (self.places[rows, None] + self.keys.start).expand(*w.shape[:-1], 1)
             self.own[place] = w.gather(-1, own).squeeze(-1) * top
 
     def _see_scaled(self, where: tuple[slice, slice], start: int, rows: range, w: Tensor, below: Tensor) -> None:
@@ -377,6 +404,7 @@ class _Queries:
         w, below = w[:, :, chosen], below[:, :, chosen]
         first = (start + rows.start) // self.step
         at = (*where, slice(first, first + len(rows)))
-        for target, scale, weight in ((self.half, 0.5, w.sqrt()), (self.double, 2.0, w.square())):
+        whole = w.clamp(min=_ROOT)  # its square is no denormal, which takes ten times as long
+        for target, scale, weight in ((self.half, 0.5, w.sqrt()), (self.double, 2.0, whole.square())):
             total = weight.sum(-1)
             target[at] = total.log() - scale * (below * weight).sum(-1) / total

@@ -16,11 +16,12 @@ _PIECE = 1 << 18  # values binned at a time, so that scratch stays in cache
 class Histogram:
     """Counts of values on [low, high] in equal bins, with sum, minimum and maximum kept exactly (float64).
 
-    NaN and infinities are left out of everything but ``nonfinite``, their number.
+    NaN and infinities are left out of everything but ``nonfinite``, their number. ``grows``: the range is not known
+    beforehand, and bins of the same width are added above where values need them.
     """
 
-    def __init__(self, low: float, high: float, bins: int = BINS) -> None:
-        self.low, self.high = low, max(high, low + 1e-12)
+    def __init__(self, low: float, high: float, bins: int = BINS, *, grows: bool = False) -> None:
+        self.low, self.high, self.grows = low, max(high, low + 1e-12), grows
         self.counts = torch.zeros(bins, dtype=torch.int64)
         self.total, self.count, self.nonfinite = 0.0, 0, 0
         self.minimum, self.maximum = math.inf, -math.inf
@@ -44,14 +45,31 @@ class Histogram:
         self.total += total if math.isfinite(total) else float(values.sum(dtype=torch.float64))
         self.count += values.numel()
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        if self.grows and high > self.high:
+            self._reach(high)
         bins = len(self.counts)
         places = torch.sub(values, self.low).mul_(bins / (self.high - self.low)).clamp_(0, bins - 1)
         # bincount of int32 is ten times faster than histc, and exact for any number of values
         self.counts += torch.bincount(places.to(torch.int32), minlength=bins).cpu()
 
+    def _reach(self, high: float) -> None:
+        """Add bins of the same width up to ``high``."""
+        width = (self.high - self.low) / len(self.counts)
+        more = math.ceil((high - self.high) / width)
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
+        self.high += more * width
+
     def merge(self, other: Histogram) -> None:
-        """Add the counts of another histogram of the same range and number of bins."""
-        self.counts += other.counts
+        """Add the counts of another histogram: of the same bins, or of any where this one grows."""
+        if self.grows and (self.high, len(self.counts)) != (other.high, len(other.counts)):
+            if other.high > self.high:
+                self._reach(other.high)
+            bins = len(other.counts)
+            middles = (torch.arange(bins, dtype=torch.float64) + 0.5) * ((other.high - other.low) / bins)
+            places = (middles * (len(self.counts) / (self.high - self.low))).long().clamp(max=len(self.counts) - 1)
+            self.counts.index_add_(0, places, other.counts)
+        else:
+            self.counts += other.counts
         self.total, self.count = self.total + other.total, self.count + other.count
         self.nonfinite += other.nonfinite
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)

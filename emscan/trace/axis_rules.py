@@ -174,6 +174,9 @@ def _with_positions(axes: Axes, call: Call, x: Value, channels: Dim) -> Dims:
     rank = len(call.out.shape)
     spatial = len(call.inputs[1].shape) - 2
     lead = axes.of(x)[: rank - spatial - 1]
+    shape = tuple(call.inputs[1].shape[2:])
+    if set(shape) == {1} and x.shape[-spatial:] == call.out.shape[-spatial:]:  # each place by itself
+        return (*lead, channels, *axes.of(x)[-spatial:])
     return (
         *lead,
         channels,

@@ -273,3 +273,120 @@ def test_sixteen_thousand_keys() -> None:
     assert max(row.evidence.sum_error, row.evidence.gradient_error) <= row.evidence.tolerance
     assert row.responsibility is not None
     assert row.responsibility.sampled == HEADS * 512
+
+
+class Square(nn.Module):
+    """As many samples as heads as positions; ``spelling`` as above, ``heads`` of any number."""
+
+    def __init__(self, width: int, heads: int, fused_: bool) -> None:
+        super().__init__()
+        self.heads, self.fused = heads, fused_
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        layers = self.query, self.key, self.value
+        return [layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in layers]
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        if self.fused:
+            return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return torch.softmax(q @ k.transpose(-2, -1), -1) @ v
+
+
+@pytest.mark.parametrize("fused_", [True, False], ids=["fused", "written"])
+@pytest.mark.parametrize(("samples", "heads", "length"), [(4, 4, 4), (1, 4, 1 + 4), (1, 1, 6), (5, 1, 5), (2, 3, 2)])
+def test_sizes_decide_nothing(samples: int, heads: int, length: int, fused_: bool) -> None:
+    torch.manual_seed(1)
+    net, x = Square(12, heads, fused_).eval(), torch.randn(samples, length, 12)
+    row = attention_row(emscan.audit(net, x))
+    with torch.no_grad():
+        q, k, v = (t.double() for t in net.split(x))
+        s = q @ k.transpose(-2, -1)
+        norm = torch.linalg.vector_norm(s.softmax(-1) @ v, dim=-1).mean((0, 2))
+    h = {scale: torch.special.entr((scale * s).softmax(-1)).sum(-1) / math.log(length) for scale in (0.5, 1.0, 2.0)}
+    spread = row.responsibility
+    assert spread is not None
+    assert spread.heads is not None
+    assert spread.competitions == samples * heads * length
+    assert [head.normalized_entropy for head in spread.heads] == pytest.approx(h[1.0].mean((0, 2)).tolist(), rel=1e-4)
+    assert [head.output_norm for head in spread.heads] == pytest.approx((norm / norm.mean()).tolist(), rel=1e-4)
+    assert spread.temperature is not None
+    assert spread.temperature.half == pytest.approx(float(h[0.5].mean()), rel=1e-4)
+    assert spread.temperature.double == pytest.approx(float(h[2.0].mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("fused_", [True, False], ids=["fused", "written"])
+@pytest.mark.parametrize("length", [8, 17, 40])
+def test_other_temperatures_of_some_queries(length: int, fused_: bool) -> None:
+    """About eight queries of a sequence, evenly spaced from the first on."""
+    torch.manual_seed(1)
+    net, x = Square(12, 3, fused_).eval(), torch.randn(4, length, 12)
+    spread = attention_row(emscan.audit(net, x)).responsibility
+    with torch.no_grad():
+        q, k, _ = (t.double() for t in net.split(x))
+    s = (q @ k.transpose(-2, -1))[:, :, :: length // 8]
+    assert spread is not None
+    assert spread.temperature is not None
+    for scale, found in ((0.5, spread.temperature.half), (2.0, spread.temperature.double)):
+        h = torch.special.entr((scale * s).softmax(-1)).sum(-1) / math.log(length)
+        assert found == pytest.approx(float(h.mean()), rel=1e-4)
+    assert spread.temperature.sampled == (4 * 3 * s.shape[2] if s.shape[2] < length else None)
+
+
+@pytest.mark.parametrize("fused_", [True, False], ids=["fused", "written"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_measured_in_float32(dtype: torch.dtype, fused_: bool) -> None:
+    """From what the model computed: queries and keys where they are at hand, else its own rounded scores."""
+    torch.manual_seed(1)
+    net, x = Square(12, 3, fused_).eval().to(dtype), torch.randn(4, 9, 12).to(dtype)
+    spread = attention_row(emscan.audit(net, x)).responsibility
+    with torch.no_grad():
+        q, k, _ = net.split(x)
+        s = q.double() @ k.double().transpose(-2, -1) if fused_ else (q @ k.transpose(-2, -1)).double()
+    h = torch.special.entr(s.softmax(-1)).sum(-1) / math.log(9)
+    assert spread is not None
+    assert spread.heads is not None
+    assert [head.normalized_entropy for head in spread.heads] == pytest.approx(h.mean((0, 2)).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("fused_", [True, False], ids=["fused", "written"])
+def test_a_sample_of_nan_leaves_the_others_right(fused_: bool) -> None:
+    torch.manual_seed(1)
+    net, x = Square(12, 3, fused_).eval(), torch.randn(4, 9, 12)
+    bad = x.clone()
+    bad[2] = math.nan
+    clean, found = (attention_row(emscan.audit(net, t)).responsibility for t in (x[[0, 1, 3]], bad))
+    assert clean is not None
+    assert found is not None
+    assert found.competitions == clean.competitions == 3 * 3 * 9
+    assert clean.heads is not None
+    assert found.heads is not None
+    for name in ("normalized_entropy", "first_key", "diagonal", "hard_fraction", "output_norm"):
+        values = [getattr(head, name) for head in clean.heads]
+        assert [getattr(head, name) for head in found.heads] == pytest.approx(values, rel=1e-5), name
+
+
+def test_a_bias_that_layers_compute_does_not_make_learned_queries_heads() -> None:
+    """The bias brings axes of its own to the scores, which are named after it or after queries and keys."""
+
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latents = nn.Parameter(torch.randn(5, WIDTH))
+            self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+            self.bias = nn.Linear(WIDTH, HEADS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            latents = torch.cat([self.latents[:1], self.latents[1:] * 2])
+            near = self.bias(torch.tanh(latents[1:, None] * x[:, None])).permute(0, 3, 1, 2)
+            q = self.query(latents).expand(len(x), -1, -1)
+            q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (q, self.key(x), self.value(x)))
+            return torch.softmax(q @ k.transpose(-2, -1) + F.pad(near, (0, 0, 1, 0)), -1) @ v
+
+    torch.manual_seed(0)
+    row = attention_row(emscan.audit(Cross().eval(), torch.randn(N, L, WIDTH)))
+    assert row.responsibility is not None
+    assert row.responsibility.heads is not None
+    assert len(row.responsibility.heads) == HEADS
+    assert row.responsibility.competitions == N * HEADS * 5

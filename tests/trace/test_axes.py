@@ -58,3 +58,11 @@ def test_a_rule_is_registered_once() -> None:
     assert "aten.linear" in RULES
     with pytest.raises(ValueError, match="twice"):
         rule("linear")(lambda axes, call: None)
+
+
+@pytest.mark.parametrize(("size", "stride", "same"), [(1, 1, True), (3, 1, False), (1, 2, False)])
+def test_a_convolution_of_single_places_keeps_them(size: int, stride: int, same: bool) -> None:
+    layer = nn.Conv1d(4, 6, size, stride, padding=size // 2)
+    trace = record(layer, (torch.randn(2, 4, 8),), {}, budget=1 << 20)
+    axes = Axes(trace)
+    assert (axes.of(trace.outputs[0])[2] == axes.of(trace.inputs[0])[2]) == same
