@@ -317,7 +317,7 @@ def _layer(index: int, measured: _Measured, samples: int) -> Layer:
     notes = [row.note] if row.note else []
     if site.sink:
         notes.append(f"one alternative is a sink of {'learned' if site.learned_sink else 'fixed'} energy")
-    if site.kind == "batch":
+    if site.kind == "batch" and "contrast" not in site.flags:
         notes.append("the softmax runs over the batch")
     left = [measured.left] if measured.left else []
     layer.flags += ["unmeasured"] if left else []

@@ -19,10 +19,12 @@ from emscan.classify import (
     selection,
     softmax,
     truncation,
+    whole,
 )
 from emscan.classify.coverage import account
 from emscan.classify.declared import Declared
-from emscan.classify.flow import computed, cut_off, descendants, source
+from emscan.classify.flow import ancestors, computed, descendants, source
+from emscan.classify.gradient import Reach
 from emscan.classify.owners import bias_of, owner_of
 from emscan.classify.regions import Regions
 from emscan.classify.rows import Row, assemble
@@ -30,7 +32,8 @@ from emscan.classify.site import Site
 from emscan.report.document import Coverage
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import CREATES, PASS, RANKING, RECURRENT, SOFTMAX, pointwise
+from emscan.trace.operators import CREATES, PASS, RANKING, RECURRENT, REDUCTION, SOFTMAX, pointwise
+from emscan.trace.origins import reduced_axes
 
 __all__ = ["Classification", "Row", "Site", "classify"]
 
@@ -73,8 +76,10 @@ def classify(
 def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
     """Return all sites of a trace, larger structures first: each claims the operators that belong to it."""
     divisions = ratios.find(trace)
-    sites = softmax.find(trace, divisions)
-    sites += _other_ratios(divisions, sites, regions)
+    reach = Reach(trace)
+    sites = softmax.find(trace, divisions, reach)
+    sites += _other_ratios(divisions, sites, regions, {v.id for v in trace.outputs if v.floating})
+    sites = whole.name_routers(sites, trace, axes, regions)
     _claim_twins(sites, trace)
     sites += pairs.find(trace, regions, {call for site in sites for call in site.members})
     sites += plans.find(trace, {call for site in sites for call in site.members})
@@ -102,10 +107,9 @@ def find_sites(trace: Trace, axes: Axes, regions: Regions) -> list[Site]:
         if site.mechanism == "softmax":
             truncation.cut_by_scores(site)
     found = _absorb(found, axes)
-    losses.name_losses(trace, found)
-    reaching, going = _reaching(trace), _reaching(trace, stopped=False)
+    losses.name_losses(trace, found, axes)
     for site in found:
-        _follow_gradient(site, reaching, going)
+        reach.follow(site)
     return [site for site in found if _live(site, trace)]
 
 
@@ -119,7 +123,7 @@ def _claim_twins(sites: list[Site], trace: Trace) -> None:
         site.members |= {twin for call in site.members if call.outputs for twin in twins[call.out.flow]}
 
 
-def _other_ratios(divisions: list[ratios.Ratio], sites: list[Site], regions: Regions) -> list[Site]:
+def _other_ratios(divisions: list[ratios.Ratio], sites: list[Site], regions: Regions, returned: set[int]) -> list[Site]:
     """Ratios that are not exponentials: a second normalization of a site, a hard cut, or a kernel."""
     taken = {call for site in sites for call in site.members}
     found: list[Site] = []
@@ -128,10 +132,15 @@ def _other_ratios(divisions: list[ratios.Ratio], sites: list[Site], regions: Reg
             continue
         again = next((s for s in (*sites, *found) if _renormalizes(ratio, s)), None)
         if again is not None:
-            again.members |= ratio.members
             if ratio.axes != again.axes and again.op in SOFTMAX:
+                again.members |= ratio.members
                 continue  # weights of a mean over another axis: the softmax keeps its own alternatives
-            again.emitted = ratio.call.out
+            past = _goes_past(again.emitted, ratio.call, returned) or _meets_others(ratio.weights, again)
+            if past or any(v.call is not None and v.call.op in RANKING for v in _between(ratio.weights, again.emitted)):
+                again.members |= ratio.members  # a target made of the posterior, or its ranks: it keeps its own numbers
+                continue
+            again.members |= ratio.members
+            again.emitted = ratio.emitted
             again.axes, again.count = ratio.axes, ratio.count + ratio.sink
             again.weights, again.weights_axes, again.denominator = ratio.weights, ratio.axes, ratio.denominator
             continue
@@ -151,11 +160,47 @@ def _renormalizes(ratio: ratios.Ratio, site: Site) -> bool:
         if value is None or value is site.emitted:
             break
         call = value.call
-        whole = call is not None and call.op in RANKING and call.out.shape == call.inputs[0].shape
+        moved = call is not None and call.op in RANKING | {"aten.scatter"}  # all of them, in another order
+        given = [v for v in call.inputs if computed(v) and v.floating] if call is not None else []
+        whole = moved and len(given) == 1 and given[0].shape == ratio.weights.shape
         if call is None or not (pointwise(call.op) or call.op in PASS or whole):
             return False
-        value = next((v for v in call.inputs if computed(v) and v.floating), None)
+        value = given[0] if given else None
     return value is site.emitted
+
+
+def _between(value: Value, end: Value) -> list[Value]:
+    """Return ``value`` and what it was made from, no further than ``end``."""
+    return list(ancestors(value, lambda call: end not in call.outputs))
+
+
+def _goes_past(value: Value, end: Call, returned: set[int]) -> bool:
+    """Whether a value is returned, or leads to something that is, by another way than through ``end``."""
+    stack, seen = [value], {value.id}
+    while stack:
+        item = stack.pop()
+        if item.id in returned:
+            return True
+        for user in item.users:
+            for out in user.outputs if user is not end else ():
+                if out.floating and out.id not in seen:
+                    seen.add(out.id)
+                    stack.append(out)
+    return False
+
+
+def _meets_others(weights: Value, site: Site) -> bool:
+    """Whether weights are made of what a site emitted and of sums of it over other competitions, as a batch's are."""
+    for value in ancestors(weights, lambda call: call not in site.members):
+        call = value.call
+        if call is None or call in site.members or call.op not in REDUCTION or not computed(value):
+            continue
+        made = source(call.inputs[0])
+        rank = len(call.inputs[0].shape)
+        over = {axis - rank for axis in reduced_axes(call, rank)}
+        if made is source(site.emitted) and not over & set(site.axes):
+            return True
+    return False
 
 
 def _absorb(sites: list[Site], axes: Axes) -> list[Site]:
@@ -232,40 +277,6 @@ def _recurrent(trace: Trace) -> list[Site]:
 
 def _live(site: Site, trace: Trace) -> bool:
     return any(trace.is_live(call) or selection.read_by_python(call) for call in site.members)
-
-
-def _reaching(trace: Trace, *, stopped: bool = True) -> set[int] | None:
-    """Return the ids of the values from which a gradient path leads to a floating output; None if there is none.
-
-    ``stopped``: a path ends where the model stops gradients; without it, only indices and masks end one. A model
-    that returns indices alone passes no gradient from there: its loss is taken elsewhere.
-    """
-    queue = [v for v in trace.outputs if v.floating]
-    reaching = {v.id for v in queue}
-    for value in queue:
-        call = value.call
-        if call is None or not value.floating or (stopped and (call.op == "aten.detach" or call.no_grad)):
-            continue
-        for parent in call.inputs:
-            if parent.id not in reaching:
-                reaching.add(parent.id)
-                queue.append(parent)
-    return reaching or None
-
-
-def _follow_gradient(site: Site, reaching: set[int] | None, going: set[int] | None) -> None:
-    """Find from the graph whether the posterior reaches the output, or its energies the parameters, with gradient."""
-    if site.verdict != "em" or not site.members:
-        return
-    stopped = any(call.no_grad for call in site.members)
-    reached = reaching is None or site.emitted.id in reaching
-    if stopped or not reached or cut_off(site.energies):
-        site.differentiable = False
-        if going is not None and site.emitted.id not in going:
-            site.notes.append("only indices or masks made from it go forward: no gradient comes back, in this run")
-            return
-        site.flags.append("detached")
-        site.notes.append("the posterior is detached: no gradient flows through it, so the identity does not hold here")
 
 
 def _note_logits(rows: list[Row], trace: Trace, goal: objective.Objective) -> None:

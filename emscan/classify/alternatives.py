@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from emscan.classify import owners
 from emscan.classify.flow import INDEXERS, ancestors, carries, computed, descendants, source
 from emscan.classify.selection import index_arithmetic
@@ -10,7 +12,7 @@ from emscan.classify.softmax import SEGMENTS
 from emscan.report.document import AlternativeKind
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
-from emscan.trace.operators import CONTRACTION, JOIN, LOOKUP, PASS, RECURRENT, SDPA, VIEW, pointwise
+from emscan.trace.operators import CONTRACTION, JOIN, LOOKUP, PASS, RECURRENT, REDUCTION, SDPA, VIEW, pointwise
 from emscan.trace.origins import Dim, Origin, is_persistent
 
 
@@ -36,6 +38,7 @@ def place(site: Site, axes: Axes, trace: Trace) -> None:
         or site.numerator is not None
         or site.mechanism in {"logistic", "threshold", "smooth-gate"}
         or site.kind in {"window", "experts", "classes"}
+        or "contrast" in site.flags
         or site.op in SEGMENTS
         or site.segments is not None
     ):
@@ -141,13 +144,15 @@ def _kind(site: Site, axes: Axes, trace: Trace) -> tuple[AlternativeKind, bool]:
         if site.mechanism == "truncation":
             return ("experts" if site.kind == "experts" else "latents"), True
         if site.mechanism == "selection":
-            return _selected_kind(site, returned), True
-        if source(site.emitted).id in returned and not _distance(site.owner):
+            return _selected_kind(site, trace), True
+        if site.statistic == "log-partition" and source(site.emitted).id in returned:
+            return ("classes" if _handed_out(energies, returned) and not _distance(site.owner) else "prototypes"), True
+        if _handed_out(site.emitted, returned, along) and not _distance(site.owner):
             return "classes", True
         if _distance(site.owner) or _mixes_parameters(site.emitted):
             return "prototypes", True
         return ("experts" if _mixes_computed(site.emitted, axes) else "units"), True
-    if _is_batch(along, trace, axes) and not _from_product(energies):
+    if site.mechanism != "truncation" and _is_batch(along, trace, axes) and not _from_product(energies):
         return "batch", False
     return ("keys" if _from_product(energies) else "positions"), False
 
@@ -157,16 +162,80 @@ def _latents_of_batch(dim: Dim) -> bool:
     return len(dim) >= 2 and dim[-1].origin.persistent and not any(f.origin.persistent for f in dim[:-1])
 
 
-def _selected_kind(site: Site, returned: set[int]) -> AlternativeKind:
+def _selected_kind(site: Site, trace: Trace) -> AlternativeKind:
+    returned = {source(v).id for v in trace.outputs}
     if site.chosen is not None:
         for user, operand in descendants(site.chosen, index_arithmetic):
             table = [v for v in user.inputs if v is not operand]
             looks_up = user.op in LOOKUP or user.op in INDEXERS or user.op in CONTRACTION or user.op == "aten.mul"
-            if looks_up and any(not v.data and v.floating for v in table):
-                return "codes"  # rows of a table go forward, looked up or by one-hot product
+            held = [v for v in table if not v.data and v.floating]
+            if looks_up and held:  # rows of a table go forward, looked up or by one-hot product
+                return "classes" if _told_apart(site, held, returned) else "codes"
         if source(site.chosen).id in returned:
             return "classes"
     return "codes" if _distance(site.owner) else "units"
+
+
+def _told_apart(site: Site, held: list[Value], returned: set[int]) -> bool:
+    """Whether a winner is known by more than the row of another table that it looks up: a token that was decoded.
+
+    Its scores or its index are handed out, or the input looks rows up in the same table. The nearest code is looked up
+    where its score came from.
+    """
+    names = {name for value in held for name in _held_in(value)}
+    near = {
+        name
+        for value in ancestors(site.energies, lambda call: not owners.owns(call))
+        for operand in (value, *(value.call.inputs if value.call is not None else ()))
+        if not operand.data
+        for name in _held_in(operand)
+    }
+    if not names or names & near:
+        return False
+    chosen = site.chosen is not None and _handed_out(site.chosen, returned)
+    return chosen or _handed_out(site.energies, returned) or any(_read_by_input(value) for value in held)
+
+
+def _held_in(value: Value) -> set[object]:
+    """Return the names of the parameters and buffers that a value is made of, without the input."""
+    found: set[object] = set()
+    for item in ancestors(value, lambda call: not call.out.data):
+        if item.leaf is not None and not item.data:
+            found.add(item.name or item.id)
+    return found
+
+
+def _read_by_input(table: Value) -> bool:
+    return any(u.op in LOOKUP and any(v.data and not v.param for v in u.inputs) for u in table.users)
+
+
+def _handed_out(value: Value, returned: set[int], along: list[Dim] | None = None) -> bool:
+    """Whether a value is returned, alone or joined with others; ``along``: or mixtures of it over other axes are, whose
+    entries are still those of its alternatives (a mixture of softmaxes)."""
+    if source(value).id in returned:
+        return True
+    size = math.prod(f.size for dim in along for f in dim) if along is not None else 0
+
+    def passes(call: Call) -> bool:
+        if call.op in VIEW or call.op in PASS or call.op in JOIN:
+            return True
+        return along is not None and _mixes_over_others(call, value, size)
+
+    return any(
+        source(out).id in returned for call, _ in descendants(value, passes) if passes(call) for out in call.outputs
+    )
+
+
+def _mixes_over_others(call: Call, value: Value, size: int) -> bool:
+    """Whether a call weighs, sums or takes the logarithm of distributions whole: alike for each of ``size`` entries."""
+    if not call.outputs or any(not v.shape or v.shape[-1] != size for v in (call.out, value)):
+        return False
+    if call.op in REDUCTION:
+        return call.op in {"aten.sum", "aten.mean"} and call.inputs[0].shape[-1:] == (size,)
+    if call.op in CONTRACTION:
+        return len(call.inputs) == 2 and sum(bool(v.shape) and v.shape[-1] == size for v in call.inputs) == 1
+    wide = [v for v in call.inputs if v.shape and v.shape[-1] == size]
+    return pointwise(call.op) and len(wide) == 1
 
 
 def _distance(call: Call | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from emscan.classify.flow import CLAMPS, DIVISIONS, PRODUCTS, ancestors, computed, source
+from emscan.classify.flow import CLAMPS, DIVISIONS, PRODUCTS, ancestors, computed, descendants, source
 from emscan.classify.site import GateForm, Site
 from emscan.trace.axes import Axes
 from emscan.trace.graph import Call, Trace, Value
@@ -34,11 +34,24 @@ def in_model(trace: Trace, axes: Axes) -> list[Site]:
             axis = -1 if len(scores.shape) == 1 else 1 - len(scores.shape)
             site = over_classes(scores, axis, {call}, call.out)
             if any(factor.origin.kind == "input" for factor in axes.of(scores)[axis]):
-                site.kind, site.persistent = "positions", False  # no classes: the samples of a contrastive loss, say
+                site.kind, site.persistent = "positions", False  # no classes
+            _name_contrast(site, call, axes)
             sites.append(site)
         elif call.op == BCE_ON_LOGITS:
             sites.append(over_sides(scores, {call}, call.out))
     return [site for site in sites if (site.count or 0) >= 2]
+
+
+def _name_contrast(site: Site, call: Call, axes: Axes) -> None:
+    """Scores of samples against samples, with targets that the input has no part in: an in-batch contrastive loss."""
+    dims, target = axes.of(site.energies), call.arg("target")
+    along = dims[site.axes[0]] if len(site.axes) == 1 and -site.axes[0] <= len(dims) else ()
+    rows = dims[:1] if site.axes[0] != -len(dims) else ()
+    samples = [bool(dim) and all(f.origin.kind == "input" and f.origin.dim == 0 for f in dim) for dim in (along, *rows)]
+    if len(samples) == 2 and all(samples) and isinstance(target, Value) and not target.data:
+        site.kind, site.persistent = "batch", False
+        site.flags.append("contrast")
+        site.notes.append("the alternatives are the samples of the batch: an in-batch contrastive loss")
 
 
 def over_classes(scores: Value, axis: int, members: set[Call], emitted: Value) -> Site:
@@ -55,16 +68,18 @@ def over_sides(scores: Value, members: set[Call], emitted: Value) -> Site:
     return Site("em", "logistic", "Sigmoid + BCE", members, scores, emitted, "log", 2, "on-off", form=form, op="bce")
 
 
-def name_losses(trace: Trace, sites: list[Site]) -> None:
+def name_losses(trace: Trace, sites: list[Site], axes: Axes) -> None:
     """A log-softmax that a negative log-likelihood reads is cross-entropy, as the fused operator is; a sigmoid under a
     binary cross-entropy likewise. What is normalized already and normalized once more, or read as a logarithm that it
     is not, gets a flag."""
     for call in trace.calls:
+        if reads_labels(call):
+            _name_label_score(call, sites)
         if not is_loss(call) or not call.inputs:
             continue
         read = call.inputs[0]
         if call.op.startswith(LIKELIHOOD):
-            _name_likelihood(call, read, sites)
+            _name_likelihood(call, read, sites, axes)
         elif call.op == CROSS_ENTROPY:
             site, form = normalized_by(read, sites)
             own = next((s for s in sites if call in s.members), None)
@@ -83,7 +98,7 @@ def name_losses(trace: Trace, sites: list[Site]) -> None:
                 gate.members.add(call)
 
 
-def _name_likelihood(call: Call, read: Value, sites: list[Site]) -> None:
+def _name_likelihood(call: Call, read: Value, sites: list[Site], axes: Axes) -> None:
     site, form = normalized_by(read, sites)
     if site is None:
         return
@@ -91,9 +106,59 @@ def _name_likelihood(call: Call, read: Value, sites: list[Site]) -> None:
         site.label = "Softmax + Cross-Entropy" if site.mechanism == "softmax" else f"{site.label} + NLL"
         site.kind, site.persistent = "classes", True
         site.members.add(call)
+        _name_contrast(site, call, axes)
     else:
         site.flags.append("unlogged")
         site.notes.append("a negative log-likelihood reads probabilities where it expects their logarithms")
+
+
+def reads_labels(call: Call) -> bool:
+    """Whether a call looks one computed entry per row up by an index that is the input's own: a label."""
+    if call.op not in {"aten.gather", "aten.take_along_dim"} or not call.out.shape:
+        return False
+    scores, index = call.inputs[0], call.inputs[-1]
+    axis = call.arg("dim")
+    labels = index.data and not index.param and not index.floating
+    return labels and computed(scores) and scores.floating and isinstance(axis, int) and call.out.shape[axis] == 1
+
+
+def labels_of(call: Call) -> Value | None:
+    """Return the labels that a loss in the model reads; of a lookup by hand, only where the input has them as they are."""
+    labels = call.inputs[-1] if reads_labels(call) else call.arg("target")
+    if not isinstance(labels, Value):
+        return None
+    value = labels
+    while reads_labels(call) and value.call is not None:
+        if not (value.call.op in VIEW or value.call.op in PASS):
+            return None  # clamped, say: then some of them are none
+        value = value.call.inputs[0]
+    return labels
+
+
+def _name_label_score(call: Call, sites: list[Site]) -> None:
+    """The log-share of the label, or log Z less its score, is cross-entropy by hand; what is made of it (a focal
+    weight) as well."""
+    read, axis = call.inputs[0], int(call.arg("dim"))
+    rank = len(read.shape)
+    site, form = normalized_by(read, sites)
+    if site is None or form != "log":
+        site = _subtracted(call, sites)
+    if site is not None and site.axes == (axis % rank - rank,) and site.mechanism == "softmax":
+        site.label, site.kind, site.persistent = "Softmax + Cross-Entropy", "classes", True
+        site.members.add(call)
+
+
+def _subtracted(call: Call, sites: list[Site]) -> Site | None:
+    """Return the log-partition that the label's score is subtracted from, or the other way round."""
+    scores = source(call.inputs[0])
+    for user, operand in descendants(call.out, lambda c: c.op in PASS or c.op in VIEW):
+        if user.op not in {"aten.sub", "aten.subtract"} or len(user.inputs) != 2:
+            continue
+        other = source(next(v for v in user.inputs if v is not operand))
+        for site in sites:
+            if site.statistic == "log-partition" and source(site.emitted) is other and source(site.energies) is scores:
+                return site
+    return None
 
 
 def normalized_by(scores: Value, sites: list[Site]) -> tuple[Site | None, str]:
@@ -147,10 +212,14 @@ def loss_on(scores: Value | None, trace: Trace, sites: list[Site]) -> tuple[Call
     """
     found = []
     for call in trace.calls:
-        site = next((s for s in sites if call in s.members), None) if is_loss(call) else None
-        if site is None:
+        by_hand = reads_labels(call)
+        site = next((s for s in sites if call in s.members), None) if by_hand or is_loss(call) else None
+        if site is None or (by_hand and (site.mechanism != "softmax" or site.kind != "classes")):
             continue
-        if scores is None or any(v is scores or v is source(scores) for v in ancestors(call.inputs[0], _carried)):
+        # a likelihood reads what the softmax has made of the output
+        read = (call.inputs[0], site.energies) if by_hand or call.op.startswith(LIKELIHOOD) else (call.inputs[0],)
+        own = {scores.id, source(scores).id} if scores is not None else set()
+        if scores is None or any(v.id in own for start in read for v in ancestors(start, _carried)):
             found.append((call, site))
     return found[0] if len(found) == 1 else None
 

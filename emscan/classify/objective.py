@@ -15,10 +15,12 @@ from emscan.classify.losses import (
     BCE,
     BCE_ON_LOGITS,
     CROSS_ENTROPY,
+    labels_of,
     loss_on,
     normalized_by,
     over_classes,
     over_sides,
+    reads_labels,
     sided_by,
 )
 from emscan.classify.owners import owner_of
@@ -124,12 +126,16 @@ def _computed(call: Call, site: Site) -> Objective:
     form: Form = "scores" if call.op == CROSS_ENTROPY else "log"
     if binary:
         form = "odds" if call.op == BCE_ON_LOGITS else "sides"
-    read = call.inputs[0]
-    labels = call.arg("target")
-    held = labels.tensor if isinstance(labels, Value) else None
+    read, labels = call.inputs[0], labels_of(call)
+    axis = 1 - len(read.shape) if len(read.shape) > 1 else -1
+    held = labels.tensor if labels is not None else None
+    if reads_labels(call):
+        axis = site.axes[0]
+        held = held.squeeze(axis) if held is not None else None
+        form = "log" if normalized_by(read, [site])[1] == "log" else "scores"
     return Objective(
-        "bce" if binary else "cross-entropy", "computed by the model", [], site, read, form,
-        1 - len(read.shape) if len(read.shape) > 1 else -1, call, targets=held,
+        "bce" if binary else "cross-entropy", "computed by the model", [], site,
+        read if labels is not None else None, form, axis, call, targets=held,
     )  # fmt: skip
 
 

@@ -26,7 +26,10 @@ def compare(
     r: Tensor, scores: Tensor, axes: tuple[int, ...], sink: Tensor | None = None, *, total: Tensor | None = None,
     some: Tensor | None = None,
 ) -> tuple[float, float, float]:  # fmt: skip
-    """Compare r with the posterior of the scores; ``some``: r are those of these alternatives, ``total`` their sum."""
+    """Compare r with the posterior of the scores; ``some``: r are those of these alternatives, ``total`` their sum.
+
+    Competitions without a finite energy in sight, or with one that is no number, are left out where others remain.
+    """
     expected = posterior(scores, axes, sink)
     total = r.double().sum(axes) if total is None else total.double()
     if sink is not None:
@@ -36,4 +39,8 @@ def compare(
     matter = scores.double()[(expected > 1e-6) & (scores > _HIDDEN)].abs()
     reach = float(matter.max()) if matter.numel() else 0.0
     difference = (r.double() - (expected if some is None else expected[..., some])).abs()
+    if bool(seen.any()) and not bool(seen.all()):
+        for axis in sorted(axis % scores.dim() for axis in axes):
+            seen = seen.unsqueeze(axis)
+        difference = difference[seen.expand_as(difference)]
     return float(error.max()) if error.numel() else 0.0, float(difference.max()), reach

@@ -25,6 +25,7 @@ from emscan.trace.operators import CONTRACTION, EXTREMUM, PASS
 from emscan.trace.origins import reduced_axes
 
 _SEGMENT_SUMS = frozenset({"aten.index_add", "aten.scatter_add", "aten.scatter_reduce"})
+_TURNS = frozenset(f"aten.{name}" for name in "t mT T numpy_T transpose swapaxes".split())  # their own inverses
 _GUARD = 1e-4  # an added constant up to here guards the division
 _SHARE = 1e-3  # and one below this share of the sum decides nothing
 
@@ -49,6 +50,14 @@ class Ratio:
     segments: Call | None = None  # the scatter that adds up, where every weight's index says to which sum it belongs
 
     @property
+    def emitted(self) -> Value:
+        """What the division hands out, turned back where it was turned to divide: (k.T / k.sum(1)).T."""
+        turned = self.call.inputs[0].call if self.vector and self.call.inputs else None
+        if turned is None or turned.op not in _TURNS or turned.inputs[0] is not self.weights:
+            return self.call.out
+        return next((user.out for user in self.call.out.users if user.op == turned.op), self.call.out)
+
+    @property
     def count(self) -> int:
         """Number of alternatives; of all segments together where the sums run over segments."""
         return math.prod(self.weights.shape[axis] for axis in self.axes)
@@ -57,7 +66,7 @@ class Ratio:
         """Return the site of these weights over their sum."""
         count = None if self.segments is not None else self.count + self.sink
         return Site(
-            "em", mechanism, label, members, energies, self.call.out, "vector" if self.vector else "mean", count, "units",
+            "em", mechanism, label, members, energies, self.emitted, "vector" if self.vector else "mean", count, "units",
             axes=self.axes, op=op, sink=self.sink, learned_sink=self.learned, guarded=self.guarded,
             weights=self.weights, weights_axes=self.axes, denominator=self.denominator, segments=self.segments,
         )  # fmt: skip
@@ -317,6 +326,8 @@ def _relation(numerator: Value, weights: Value) -> bool | None:
         call = value.call
         if call is None or len(queue) > 60:
             continue
+        if call.op in PRODUCTS and len(call.inputs) == 2 and same(source(call.inputs[0]), source(call.inputs[1])):
+            continue  # squares of the weights: their own sum is another one
         sums = call.op in CONTRACTION or call.op == "aten.sum"
         if sums or call.op in PASS or call.op in RESHAPES or call.op in PRODUCTS or call.op in CLAMPS:
             for parent in call.inputs:

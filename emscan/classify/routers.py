@@ -14,6 +14,7 @@ from emscan.trace.operators import EXTREMUM, NORMALIZATION, PASS, RANKING, SOFTM
 
 FOLDS = frozenset({"aten.sum", "aten.amax", "aten.max", "aten.gather", "aten.linalg_vector_norm"})
 
+_IN_STEPS = "one layer chooses among groups, another one in them: the posterior over all experts is not measured"
 _AT_MOST = frozenset({"aten.lt", "aten.le"})
 _COMPARES = _AT_MOST | {"aten.gt", "aten.ge"}
 
@@ -107,7 +108,10 @@ def take_in(site: Site, others: list[Site], above: list[Value], routed: set[Call
     else:
         site.choices = choices.of_router(site, alone, axes, routed, scores)
     site.cuts = choices.capacity_cuts(site.choices)
-    site.posterior = before_truncation(site, site.choices, others, axes, routed) or _of_all(site, alone)
+    if _IN_STEPS in site.notes:  # a product over both layers, which no value need hold
+        site.posterior = Posterior(site.energies, "untold", site.axes[0])
+    else:
+        site.posterior = before_truncation(site, site.choices, others, axes, routed) or _of_all(site, alone)
     return [s for s in others if s not in alone]
 
 
@@ -134,16 +138,23 @@ def _widen(site: Site, above: list[Value], axes: Axes) -> bool:
     """A router that first chooses among groups of experts still chooses among all: those that its scores are of."""
     roots = [v for v in above if computed(v) and v.floating and (v.call is None or not score_path(v.call)) and v.shape]
     grouped = any(v.call is not None and v.call.op in RANKING | EXTREMUM | FOLDS for v in above)
-    if len(roots) != 1 or site.count is None or len(site.axes) != 1 or not grouped:
+    if not roots or site.count is None or len(site.axes) != 1 or not grouped:
+        return False
+    origins = {f.origin.id for f in axes.of(site.energies)[site.axes[0]] if f.origin.persistent}
+    apart = len(roots) > 1
+    if apart:  # a layer for the groups and one for the experts in them: those that compete last
+        roots = [v for v in roots if origins & {f.origin.id for dim in axes.of(v) for f in dim}]
+    if len(roots) != 1:
         return False
     root = source(roots[0])
-    origins = {f.origin.id for f in axes.of(site.energies)[site.axes[0]] if f.origin.persistent}
     along = [d - len(root.shape) for d, dim in enumerate(axes.of(root)) if origins & {f.origin.id for f in dim}]
     axis = along[0] if along else -1
     count = root.shape[axis]
     if count <= site.count or _same_width(site, root):
         return False
     site.count, site.energies, site.axes, site.soft, site.chosen = count, root, (axis,), None, None
+    if apart:
+        site.notes.append(_IN_STEPS)
     return True
 
 

@@ -12,6 +12,7 @@ from emscan.classify.flow import (
     PRODUCTS,
     RESHAPES,
     SCATTERS,
+    ancestors,
     computed,
     descendants,
     same,
@@ -245,13 +246,15 @@ def is_router(chosen: Value, axes: Axes, count: int | None, routed: set[Call], s
     def passes(call: Call) -> bool:
         return call in routed or index_arithmetic(call)
 
-    columns: dict[int, set[tuple[str, ...]]] = {}  # a column of a choice -> the layers whose outputs it multiplies
+    columns: dict[object, set[tuple[str, ...]]] = {}  # a column of a choice -> the layers whose outputs it multiplies
     for user, operand in descendants(chosen, passes):
         if user.op in INDEXERS and _selects(user, operand):
             table = user.inputs[1] if user.op == "aten.embedding" and operand is user.inputs[0] else user.inputs[0]
             if not table.data and (table.param or table.leaf == "buffer"):
                 if _acts_on_input(user.out, scores):
                     return True
+            elif table.id in scores and not computed(chosen):
+                continue  # the model's input names a score: the label of a cross-entropy, the action that was taken
             elif (table.data and table.param and table.floating and _expert_axis(table, user, axes)) or (
                 table.data and operand is not chosen and _meets_parameters(user.out)
             ):
@@ -263,8 +266,8 @@ def is_router(chosen: Value, axes: Axes, count: int | None, routed: set[Call], s
             others = [v for v in user.inputs if v is not operand]
             if any(v.data for v in others) and _selects_experts(user, others, axes, count, scores):
                 return True
-            for column in (_column(operand), *map(_column, others)):
-                makers = [owner_of(v) for v in others if computed(v)]
+            for column in (_column(operand), *map(_column, others), _number(operand)):
+                makers = [owner_of(v) for v in others if computed(v) and v.id not in scores]
                 if column is not None:
                     columns.setdefault(column, set()).update(parameters(m) for m in makers if m is not None)
     apart = {names for owners in columns.values() for names in owners}
@@ -283,6 +286,15 @@ def _column(value: Value) -> int | None:
         "aten.chunk",
     }
     return value.id if taken else None
+
+
+def _number(weights: Value) -> object:
+    """Return which number a choice is compared with, where weights are zero for all others: ``(index == e) * w``."""
+    for value in ancestors(weights, lambda c: c.op in PRODUCTS or c.op in PASS or c.op in VIEW or c.op in REDUCTION):
+        call = value.call
+        if call is not None and call.op == "aten.eq" and len(call.inputs) == 1 and not call.inputs[0].floating:
+            return "eq", call.inputs[0].flow, call.arg("other")
+    return None
 
 
 def _selects(user: Call, operand: Value) -> bool:

@@ -68,7 +68,8 @@ class Cut:
 @dataclass(eq=False)
 class Posterior:
     """Scores of all experts along ``axis``, and what makes them a posterior: ``form`` "shares" (of their own sum),
-    "softmax" or "sigmoid" (then shares). ``labels``: the expert of every score, where that changes with the input."""
+    "softmax" or "sigmoid" (then shares), or "untold". ``labels``: the expert of every
+    score, where that changes with the input."""
 
     value: Value
     form: str
@@ -118,6 +119,7 @@ class Site:
     soft: Value | None = None  # the posterior before a truncation
     winner: Value | None = None  # the mask of the entries that equal their maximum, where that is how one is chosen
     chosen: Value | None = None  # indices of the winners: routers, codes, classes
+    order: Value | None = None  # the component at every place, where the scores are ranked and none is left out
     kept: int | None = None  # how many a ranking keeps; what it hands out beyond is not used
     inverted: bool = False  # ``winner`` is the mask of all others
     choices: list[Choice] = field(default_factory=list)  # a router's, all of them

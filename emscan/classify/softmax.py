@@ -20,6 +20,7 @@ from emscan.classify.flow import (
     same,
     source,
 )
+from emscan.classify.gradient import Reach
 from emscan.classify.ratios import Ratio, total
 from emscan.classify.site import Site
 from emscan.trace.graph import Call, Trace, Value
@@ -44,6 +45,8 @@ def exponent(weights: Value) -> tuple[Value, set[Call]] | None:
             members.add(call)
             return _scores(call), members
         passes = call.op in PASS or call.op in RESHAPES or call.op in CLAMPS or call.op in MASKS
+        if call.op in PRODUCTS and len(call.inputs) == 2 and same(source(call.inputs[0]), source(call.inputs[1])):
+            continue  # shares squared: no exponential over its own sum
         if passes or call.op in PRODUCTS or (call.op in DIVISIONS and call.inputs[0] is not None):
             members.add(call)
             parents = call.inputs[:1] if call.op in DIVISIONS else call.inputs
@@ -97,7 +100,7 @@ def unshift(scores: Value, *, partition: bool = True) -> tuple[Value, set[Call]]
             return scores, members
 
 
-def find(trace: Trace, ratios: list[Ratio]) -> list[Site]:
+def find(trace: Trace, ratios: list[Ratio], reach: Reach) -> list[Site]:
     """Return the softmax sites of a trace: operators, attention, divisions by a sum of exponentials, log-sum-exp."""
     sites: list[Site] = []
     for call in trace.calls:
@@ -106,15 +109,15 @@ def find(trace: Trace, ratios: list[Ratio]) -> list[Site]:
         if call.op in SOFTMAX:
             sites.append(_operator(call))
         elif call.op in LOG_PARTITION:
-            sites.append(_log_partition(call))
+            sites.append(_log_partition(call, reach))
         elif call.op in SDPA:
             sites.append(_attention(call))
         elif call.op in _LOGS:
             sites.extend(_log_of_sum(call))
         elif call.op == "aten.exp":
-            sites.extend(_exp_of_difference(call))
+            sites.extend(_exp_of_difference(call, reach))
     sites.extend(site for ratio in ratios if (site := from_ratio(ratio)) is not None)
-    return chain(merge([site for site in sites if site.count is None or site.count >= 2]))
+    return chain(merge([site for site in sites if site.count is None or site.count >= 2], reach))
 
 
 def _operator(call: Call) -> Site:
@@ -134,7 +137,7 @@ def _operator(call: Call) -> Site:
     )  # fmt: skip
 
 
-def _log_partition(call: Call) -> Site:
+def _log_partition(call: Call, reach: Reach) -> Site:
     scores = call.inputs[0]
     rank = len(scores.shape)
     axes = tuple(axis - rank for axis in reduced_axes(call, rank))
@@ -145,7 +148,8 @@ def _log_partition(call: Call) -> Site:
         axes=axes, op=call.op,
     )  # fmt: skip
     for user in (u for u, _ in descendants(call.out, lambda c: c.op in PASS or c.op in RESHAPES)):
-        if user.op in {"aten.sub", "aten.subtract"} and same(source(user.inputs[0]), source(call.inputs[0])):
+        shifts = user.op in {"aten.sub", "aten.subtract"} and same(source(user.inputs[0]), source(call.inputs[0]))
+        if shifts and reach.rank(user.out) >= reach.rank(call.out):
             site.members.add(user)
             site.emitted, site.statistic, site.label = user.out, "log", "LogSoftmax"
             break
@@ -181,13 +185,13 @@ def _log_of_sum(call: Call) -> list[Site]:
     return [site]
 
 
-def _exp_of_difference(call: Call) -> list[Site]:
+def _exp_of_difference(call: Call, reach: Reach) -> list[Site]:
     """exp(z - log Z): the responsibilities themselves."""
     extra = unshift(call.inputs[0])[1]
     partition = next((c for c in extra if c.op in LOG_PARTITION), None)
     if partition is None:
         return []
-    site = _log_partition(partition)
+    site = _log_partition(partition, reach)
     site.members |= extra | {call}
     return [
         Site(
@@ -212,8 +216,9 @@ def from_ratio(ratio: Ratio) -> Site | None:
 _ORDER = {"vector": 0, "mean": 1, "log": 2, "log-partition": 3}
 
 
-def merge(sites: list[Site]) -> list[Site]:
-    """Join sites that share an operator call or normalize the same scores over the same axes."""
+def merge(sites: list[Site], reach: Reach) -> list[Site]:
+    """Join sites that share an operator call or normalize the same scores over the same axes. What goes forward, with a
+    gradient if there is one, says which statistic it is: not what is kept for monitoring or only makes an index."""
     merged: list[Site] = []
     for site in sites:
         twin = next((s for s in merged if s.members & site.members or _same_competition(s, site)), None)
@@ -221,7 +226,9 @@ def merge(sites: list[Site]) -> list[Site]:
             merged.append(site)
             continue
         twin.members |= site.members
-        if _ORDER.get(site.statistic, 9) < _ORDER.get(twin.statistic, 9) or _later(site, twin):
+        here, there = reach.rank(site.emitted), reach.rank(twin.emitted)
+        first = _ORDER.get(site.statistic, 9) < _ORDER.get(twin.statistic, 9) or _later(site, twin)
+        if here > there or (here == there and first):
             twin.emitted, twin.statistic, twin.label = site.emitted, site.statistic, site.label
             twin.energies, twin.axes, twin.count, twin.op = site.energies, site.axes, site.count, site.op
             twin.sign, twin.guarded = site.sign, site.guarded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emscan.classify import gates, routers
+from emscan.classify import gates, routers, selection
 from emscan.classify.flow import SCATTERS, ancestors, carries, computed, descendants, mixes, onward, same, source
 from emscan.classify.ratios import Ratio
 from emscan.classify.regions import Regions
@@ -196,6 +196,9 @@ def absorb(site: Site, others: list[Site], axes: Axes) -> list[Site]:
     remaining = []
     for other in others:
         before = bool(other.members & upstream) and _maps_scores(other, upstream, site)
+        if before and _over_others(other, site, axes):  # experts that pick tokens
+            other.kind = "experts" if _picks_for_experts(site, above, axes) else other.kind
+            before = False
         after = bool(other.members & downstream) and not other.members - downstream - site.members
         if other is site or other.attention is not None or not (before or after):
             remaining.append(other)
@@ -212,6 +215,26 @@ def _maps_scores(other: Site, upstream: set[Call | None], site: Site) -> bool:
         users = {user for call in other.members for out in call.outputs for user in out.users}
         return bool(users) and users <= upstream | site.members | other.members
     return other.mechanism != "threshold"
+
+
+def _over_others(other: Site, site: Site, axes: Axes) -> bool:
+    """Whether a softmax upstream has other alternatives than those that are ranked."""
+    if other.mechanism not in {"softmax", "kernel"} or site.kind == "experts":
+        return False
+    mine, theirs = (
+        {f.origin.id for axis in s.axes if -axis <= len(axes.of(s.energies)) for f in axes.of(s.energies)[axis]}
+        for s in (site, other)
+    )
+    return bool(mine and theirs) and not mine & theirs
+
+
+def _picks_for_experts(site: Site, above: list[Value], axes: Axes) -> bool:
+    """Whether the entries of the input that a ranking has picked then meet parameters."""
+    if site.chosen is None:
+        return False
+    routed = routers.routing(above)
+    scores = {v.id for v in above} | {out.id for call in routed for out in call.outputs}
+    return selection.is_router(site.chosen, axes, site.count, routed, scores)
 
 
 def _kept(site: Site, scores: set[int]) -> set[Call]:

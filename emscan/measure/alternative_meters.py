@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from emscan.classify.site import Site
-from emscan.measure.alternatives import Alternatives
+from emscan.measure.alternatives import MASKED, Alternatives
 from emscan.measure.books import Books, books_of
 from emscan.measure.chunks import pieces
+from emscan.measure.masking import can_mask
 from emscan.report.document import Components, Responsibility, Thresholds
 from emscan.trace.axes import Axes
 from emscan.trace.follow import Taps
@@ -56,12 +57,12 @@ class AlternativesMeter:
         if (site.sink and site.statistic != "log-partition") or (hard and site.statistic == "vector"):
             taps.on_value(site.emitted.key, (id(self), "posterior"), lambda r: self._shares(site, books, r))
         elif site.weights is not None:
-            taps.on_value(site.weights.key, (id(self), "posterior"), lambda w: self._weights(site, books, w))
+            in_order(site, taps, site.weights, (id(self), "posterior"), lambda w: self._weights(site, books, w))
         elif hard and site.soft is not None:
             soft = site.soft
             taps.on_value(soft.key, (id(self), "posterior"), lambda r: self._posterior(site, books, soft, r))
         elif not hard or site.kind == "experts":
-            taps.on_value(site.energies.key, (id(self), "posterior"), lambda s: self._scores(site, books, s))
+            in_order(site, taps, site.energies, (id(self), "posterior"), lambda s: self._scores(site, books, s))
         elif _of_batch(site):
             taps.on_value(site.energies.key, (id(self), "draws"), stats.update_draws)
         watch_scores(stats, site, books, taps, (id(self), "variance"))
@@ -76,8 +77,9 @@ class AlternativesMeter:
         """Responsibilities from scores in float32 at least, whatever the model's dtype."""
         assert self._stats is not None
         masks = not (site.persistent and site.kind == "classes")
+        far = MASKED if masks and can_mask(site) else math.inf
         for book, rows in books.scores(scores, site.axes):
-            self._stats.update_scores(rows, scale=site.sign, masks=masks, book=book)
+            self._stats.update_scores(rows, scale=site.sign, masks=masks, far=far, book=book)
 
     def _weights(self, site: Site, books: Books, weights: Tensor) -> None:
         assert self._stats is not None
@@ -191,7 +193,26 @@ def watch_scores(stats: Alternatives, site: Site, books: Books, taps: Taps, role
                 if wide.shape[-1] == stats.count:
                     stats.update_energies(wide, book=book)
 
-    taps.on_value(value.key, role, see)
+    in_order(site, taps, value, role, see)
+
+
+def in_order(site: Site, taps: Taps, value: Value, role: object, see: Callable[[Tensor], None]) -> None:
+    """Listen to scores or weights; those that the model has ranked are brought back into their components' order."""
+    if site.order is None:
+        taps.on_value(value.key, role, see)
+        return
+    held: dict[str, Tensor] = {}
+
+    def hear(name: str, heard: Tensor) -> None:
+        held[name] = heard
+        if len(held) == 2:
+            values, order = held.pop("values"), held.pop("order")
+            see(
+                torch.empty_like(values).scatter(site.axes[0], order, values) if values.shape == order.shape else values
+            )
+
+    taps.on_value(site.order.key, (role, "order"), functools.partial(hear, "order"))
+    taps.on_value(value.key, role, functools.partial(hear, "values"))
 
 
 def _scale(site: Site) -> float | None:

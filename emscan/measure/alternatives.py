@@ -24,13 +24,13 @@ _HELD = 1 << 16  # entropies held back, since counting a few of them costs as mu
 _EXACT = 1 << 20  # responsibilities of a row measured in float64; in as many more, float32 rounding averages out
 
 
-def visible_alternatives(scores: Tensor, axis: int) -> Tensor | None:
-    """Return which alternatives a mask has left: finite scores not absurdly far below the best. None: all of them."""
+def visible_alternatives(scores: Tensor, axis: int, far: float = MASKED) -> Tensor | None:
+    """Return which alternatives a mask has left: finite scores less than ``far`` below the best. None: all of them."""
     low, high = (float(end) for end in torch.aminmax(scores)) if scores.numel() else (0.0, 0.0)
-    if high - low < MASKED:
+    if high - low < far:
         return None
     best = scores.amax(axis, keepdim=True)
-    return torch.isfinite(scores) & (scores >= best - MASKED)
+    return torch.isfinite(scores) & (scores >= best - far)
 
 
 def entropy(r: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Alternatives:
         self.picks = 0  # assignments seen
         self.draws = 0  # competitions that they were made in
         self.moments = [Moments(count if persistent else 0, thresholds.collapse_variance) for _ in range(books)]
-        self.entropy = Histogram(0.0, math.log(max(2, count)))
+        self.entropy = Histogram(0.0, math.log(max(2, count)), grows=not persistent)
         self.normalized = 0.0
         self.largest = Histogram(0.0, 1.0)
         self.scaled = Scaled(count)
@@ -100,19 +100,21 @@ class Alternatives:
                 self.scaled.update(weight, weight.clamp(min=torch.finfo(weight.dtype).tiny).log(), seen)
 
     def update_scores(
-        self, scores: Tensor, axis: int = -1, *, scale: float = 1.0, masks: bool = True, book: int = 0
-    ) -> None:
-        """See scores s with r = softmax(scale * s) along ``axis``; ``masks``: those absurdly far below are masked."""
+        self, scores: Tensor, axis: int = -1, *, scale: float = 1.0, masks: bool = True, far: float = MASKED,
+        book: int = 0,
+    ) -> None:  # fmt: skip
+        """See scores s with r = softmax(scale * s) along ``axis``; ``masks``: those of -inf are masked, and those
+        ``far`` below the best."""
         width, held = scores.shape[axis], _Held()
         for part, _ in self._rows(scores, axis, None):
             rows = part if scale == 1.0 else part * scale
-            shown = visible_alternatives(rows, -1) if masks else None
+            shown = visible_alternatives(rows, -1, far) if masks else None
             # written into buffers: fresh memory for every piece costs as much as the arithmetic
             below = torch.sub(rows, rows.amax(-1, keepdim=True), out=FIRST.room(rows))
             weight = torch.exp(below, out=SECOND.room(rows))  # exactly 0 so far below the best
             if shown is not None:
                 below.masked_fill_(~shown, 0.0)  # 0 times -inf is NaN
-            elif not masks:
+            if not masks or far > MASKED:  # 0 times -inf, again
                 below.clamp_(min=-MASKED)
             total = weight.sum(-1)
             real = total.isfinite()
@@ -276,12 +278,15 @@ class Alternatives:
         related = [pair for book in self.moments if (pair := book.pairs.result()) is not None]
         if len(related) < self.books or self.count < 2:
             return
-        found.correlation_energy = sum(energy for energy, _ in related)
-        found.redundancy = found.correlation_energy / (self.books * self.count * (self.count - 1))
+        most = self.books * self.count * (self.count - 1)
+        found.correlation_energy = sum(one.energy for one in related)
+        found.redundancy = found.correlation_energy / most
+        centred = [one.centred for one in related if one.centred is not None]
+        found.redundancy_centred = sum(centred) / most if len(centred) == self.books else None
         if any(book.correlated is not None for book in self.moments):
             found.correlated = sum(book.pairs.samples for book in self.moments)
         found.copies = [
-            [book * self.count + k for k in group] for book, (_, groups) in enumerate(related) for group in groups
+            [book * self.count + k for k in group] for book, one in enumerate(related) for group in one.copies
         ]
 
     def responsibility(self, *, router: bool = False) -> Responsibility:

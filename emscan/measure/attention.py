@@ -23,7 +23,7 @@ from emscan.report.document import EntropySummary, Head, MaxSummary, Responsibil
 EXACT = 2048  # keys up to which every query is measured
 SAMPLED = 512  # queries per sequence that are measured beyond
 _SCALED = 8  # queries per sequence whose entropy is taken at other temperatures, too
-_SCORES = 1 << 18  # scores alive at a time: 1 MiB, and as much for their exponentials
+_SCORES = 1 << 20  # scores alive at a time: 4 MiB, and as much for their exponentials
 _LEAST, _ROOT = -87.0, 1e-19  # log of the least share that is told from 0: exp takes ten times as long below
 _HIDDEN = -1e30  # score of a masked key: its share underflows to 0, and 0 times it is 0, unlike with -inf
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -91,7 +93,20 @@ class Moments:
     def redundancy(self) -> float | None:
         """Mean squared correlation between different components; a constant one correlates with none. Else None."""
         found = self.pairs.result()
-        return found[0] / (self.count * (self.count - 1)) if found is not None else None
+        return found.energy / (self.count * (self.count - 1)) if found is not None else None
+
+
+@dataclass(frozen=True)
+class Related:
+    """Sums of squared correlations between different components, and groups of ``copies`` of each other.
+
+    ``centred``: of the scores less their mean in each competition, which takes no part in the responsibilities; None
+    where nothing else varies.
+    """
+
+    energy: float
+    centred: float | None
+    copies: list[list[int]]
 
 
 class Pairs:
@@ -107,7 +122,7 @@ class Pairs:
         self.first = torch.zeros(count, dtype=torch.float64)
         self.products: Tensor | None = None  # (K, K): float64; float32 over the first N, where rounding stays small
         self._held: list[Tensor] = []  # deviations of fewer than K / 2 competitions, (n, K)
-        self._found: tuple[float, list[list[int]]] | None = None
+        self._found: Related | None = None
 
     def update(self, centred: Tensor, first: Tensor) -> Tensor | None:
         """See deviations (n, K), float32 or float64, with their sums; return the sums of their squares if known."""
@@ -173,8 +188,8 @@ class Pairs:
         self.samples, self.first, self._found = other.samples, other.first.clone(), other._found
         self.products = other.products.clone() if other.products is not None else None
 
-    def result(self) -> tuple[float, list[list[int]]] | None:
-        """Return the sum of squared correlations between different components, and groups of copies of each other.
+    def result(self) -> Related | None:
+        """Return how much the components correlate, and groups of copies of each other.
 
         Copies: the difference of two scores varies by less than ``apart``, and by less than a tenth of what the
         differences of all pairs vary by on average; the ratio of their responsibilities then hardly varies, and what is
@@ -185,22 +200,25 @@ class Pairs:
             return self._found
         return self._reduced(self.products)
 
-    def _reduced(self, products: Tensor) -> tuple[float, list[list[int]]]:
+    def _reduced(self, products: Tensor) -> Related:
         """Go through the covariance a few rows at a time."""
         k, n, mean = self.count, self.samples, (self.first / self.samples).to(products.device)
         variance = (products.diagonal().double() / n - mean.square()).clamp(min=0)
         parts = [(start, slice(start, start + _PART)) for start in range(0, k, _PART)]
         right = sum(float(products[part, start:].triu(1).sum(dtype=torch.float64)) for start, part in parts)
         whole = (2 * right + float(products.diagonal().sum(dtype=torch.float64))) / n - float(mean.sum()) ** 2
+        shared = self._shared(products, mean, parts)
+        own = (variance - 2 * shared + shared.mean()).clamp(min=0)  # variance of a score less what all have in common
+        own[own <= _ALIKE * variance] = 0.0
         spread = 2 * (k * float(variance.sum()) - whole) / (k * (k - 1))  # mean of Var(s_i - s_j)
         alike = spread <= _ALIKE * float(variance.mean())  # all of them: that is a collapse, and no copies
         near = min(self.apart, _RELATED * spread) if n >= _ENOUGH and not alike else -1.0
-        energy, root = 0.0, list(range(k))
+        energy, centred, root = 0.0, 0.0, list(range(k))
         for start, part in parts:
             covariance = products[part, start:].double() / n - torch.outer(mean[part], mean[start:])
-            scale = torch.outer(variance[part], variance[start:])
-            squared = torch.where(scale > _STILL**2, covariance.square() / scale, 0.0).clamp_(max=1.0)
-            energy += 2 * float(squared.triu_(1).sum())
+            energy += _squared(covariance, variance[part], variance[start:])
+            apart = covariance - shared[part, None] - shared[start:] + shared.mean()
+            centred += _squared(apart, own[part], own[start:])
             close = (variance[part, None] + variance[start:] - 2 * covariance < near).triu_(1)
             first = close.to(torch.uint8).argmax(0)
             for column in close.any(0).nonzero().flatten().tolist():
@@ -209,4 +227,23 @@ class Pairs:
         groups: dict[int, list[int]] = {}
         for member, leader in enumerate(root):
             groups.setdefault(leader, []).append(member)
-        return energy, [group for group in groups.values() if len(group) > 1]
+        return Related(
+            energy, centred if bool((own > 0).any()) else None, [group for group in groups.values() if len(group) > 1]
+        )
+
+    def _shared(self, products: Tensor, mean: Tensor, parts: list[tuple[int, slice]]) -> Tensor:
+        """Return the covariance of every score with the mean of all scores of its competition, (K,)."""
+        sums = products.new_zeros(self.count, dtype=torch.float64)
+        for start, part in parts:
+            upper = products[part, start:].triu().double()  # left of the diagonal nothing need be formed
+            sums[part] += upper.sum(1)
+            sums[start:] += upper.sum(0)
+        sums -= products.diagonal().double()
+        return sums / (self.count * self.samples) - mean * mean.mean()
+
+
+def _squared(covariance: Tensor, rows: Tensor, columns: Tensor) -> float:
+    """Return the sum of squared correlations above the diagonal and below it; ``rows``, ``columns``: variances."""
+    scale = torch.outer(rows, columns)
+    squared = torch.where(scale > _STILL**2, covariance.square() / scale, 0.0).clamp_(max=1.0)
+    return 2 * float(squared.triu_(1).sum())

@@ -44,6 +44,8 @@ class RouterMeter:
         found = site.posterior
         if found is None:
             taps.on_value(site.energies.key, (id(self), "posterior"), lambda s: self._scores(site, s))
+        elif found.form == "untold":
+            return
         elif found.labels is None:
             taps.on_value(found.value.key, (id(self), "posterior"), functools.partial(self._posterior, found))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -38,10 +39,12 @@ def from_python(inputs: Any, targets: Any, module: nn.Module, *, batch_size: int
     """Return the probe over ``inputs``; tensors keep their dtype and go to the device of the module's parameters.
 
     ``inputs``: a tensor; a tuple or list of tensors, which are forward's arguments in order where there are not more
-    of them than forward takes; a dict, matched by name; or an iterable of such batches, consumed lazily. In a pair
-    (x, y) of which forward takes one, y is the target. NumPy arrays count as tensors. All tensors share axis 0, the
-    samples; without a batch size they are split as `default_batch_size` says, batches of an iterable stay as they are.
-    Arguments without a common axis 0, and inputs whose axis 0 is time to a sequence-first layer, are run unsplit.
+    of them than forward takes; a dict, matched by name; or an iterable of such batches, consumed lazily. A list of
+    tensors that are alike (dtype, and shape but for axis 0), more than forward must have, is one of batches; ones of
+    other lengths could be either. In a pair (x, y) of which forward takes one, y is the target. NumPy arrays count as
+    tensors. All tensors share axis 0, the samples; without a batch size they are split as `default_batch_size` says,
+    batches of an iterable stay as they are. Arguments without a common axis 0, and inputs whose axis 0 is time to a
+    sequence-first layer, are run unsplit.
     ``targets``: a tensor for all samples, or an iterable of tensors beside an iterable of batches.
     Raises ProbeError for anything else, UsageError for a batch size that is not positive.
     """
@@ -148,6 +151,15 @@ def is_batch(value: Any, forward: Signature) -> bool:
     if not all(isinstance(item, Tensor) for item in value):
         return False
     alike = len({(item.dtype, item.shape[1:]) for item in value}) == 1  # two batches, not inputs and targets
+    if max(1, len(forward.required)) < len(value) and forward.most != math.inf:
+        if alike:
+            return False  # a second batch is not what the parameter with a default is for
+        if len(value) <= forward.most and len({(item.dtype, item.ndim) for item in value}) == 1:
+            shapes = " and ".join(str(tuple(item.shape)) for item in value)
+            raise ProbeError(
+                f"a list of tensors of shape {shapes} could be {len(value)} batches or {len(value)} arguments of {forward}",
+                "give arguments as a tuple, batches as a list of one-element tuples",
+            )
     return len(value) <= forward.most or (not alike and _is_pair(tuple(value), forward, streamed=False))
 
 

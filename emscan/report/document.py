@@ -127,6 +127,9 @@ class Components:
     soft_load: list[float | None] | None = None
     variance: list[float | None] | None = None
     redundancy: float | None = None  # correlation_energy over its maximum: K (K - 1) for each set of K components
+    redundancy_centred: float | None = (
+        None  # that of the scores less their mean in each competition; null: all equal it
+    )
     correlation_energy: float | None = None  # sum of squared correlations between different components
     correlated: int | None = None  # competitions that the correlations are over, where not all of them
     mass: list[float | None] | None = None  # N_k, the sum of responsibilities

@@ -21,7 +21,8 @@ _BOUNDS: dict[tuple[str, str], dict[str, Any]] = {
     **{("Thresholds", name): _SHARE for name in ("sink", "collapsed_head", "uniform_head", "inactive_head")},
     ("Thresholds", "redundancy"): _SHARE,
     **{("Thresholds", name): _NOT_NEGATIVE for name in ("collapse_variance", "information", "evidence")},
-    **{("Components", name): _SHARE for name in ("on_rate", "upper_bound", "load", "soft_load", "redundancy")},
+    **{("Components", name): _SHARE for name in ("on_rate", "upper_bound", "load", "soft_load")},
+    **{("Components", name): _SHARE for name in ("redundancy", "redundancy_centred")},
     **{("Components", name): _NOT_NEGATIVE for name in ("variance", "mass", "correlation_energy", "correlated")},
     ("Components", "count"): _NOT_NEGATIVE,
     **{

@@ -123,7 +123,7 @@ def dead_alternative(report: Report) -> Iterator[Hit]:
     data), or pruning.
     """
     for layer, parts in _rows(report):
-        if parts.kind != "units" and parts.dead:
+        if parts.kind not in {"units", "classes"} and parts.dead:
             yield Hit(
                 f"layer {layer.name}: {len(parts.dead)} of {parts.count} {parts.kind} are never chosen {on_probe(report)} "
                 f"({listed(parts.dead)}){_few(layer)}",

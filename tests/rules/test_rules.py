@@ -231,12 +231,13 @@ def test_folded_layers_count_their_heads() -> None:
 
 
 def test_two_opposite_alternatives_are_one_decision_and_not_redundant() -> None:
-    full = {"components__redundancy": 1.0, "components__copies": []}
+    full = {"components__redundancy": 1.0, "components__redundancy_centred": 0.98, "components__copies": []}
     assert "EM205" not in codes(report(with_(softmax(0, "a", count=2), **full)))
     said = finding(report(with_(softmax(0, "a", count=10), **full)), "EM205").message
-    assert (
-        said
-        == "layer a: squared correlations of the 10 classes reach 100% of what they could be; the load does not show it"
+    assert said == (
+        "layer a: squared correlations of the 10 classes reach 100% of what they could be (98% without what all scores "
+        "share); the load does not show it"
     )
-    assert "EM205" not in codes(report(with_(softmax(0, "a"), components__redundancy=0.74, components__copies=[])))
+    for name in ("redundancy", "redundancy_centred"):
+        assert "EM205" not in codes(report(with_(softmax(0, "a"), **{**full, f"components__{name}": 0.74})))
     assert "EM205" not in codes(report(with_(routed(), **full)))  # only rows in which all alternatives keep a share
