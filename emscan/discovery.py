@@ -45,8 +45,15 @@ _WHOLE = 4  # samples up to which a batch is looked at whole: a loop over them i
 _DISCOVERIES = 16  # batches that may bring new branches before the rest is left unclassified
 
 
-# A trace, what the random generators had come to where it is of a whole batch, what was found in it, and evidence by row.
-_Look = tuple[Trace, Any, Classification, dict[object, Evidence]]
+@dataclass
+class _Look:
+    """One traced run and what was found in it. ``lacking``: something that was too large to keep was asked for."""
+
+    trace: Trace
+    drawn: Any  # what the random generators had come to, where the run was of a whole batch
+    found: Classification
+    proofs: dict[object, Evidence]  # by row
+    lacking: bool
 
 
 @dataclass
@@ -87,9 +94,10 @@ class Audit:
         ``compare``: its targets have not been looked at yet.
         """
         self.discoveries += 1
-        trace, drawn, found, proofs = self._look(batch, few)
+        look = self._look(batch, few)
+        trace, found = look.trace, look.found
         if few and trace.inputs and _over_samples(found, self._sample_axis(batch)):
-            del trace, found  # the samples themselves compete: K is the length of the batch, not of a part of it
+            del look, trace, found  # the samples themselves compete: K is the length of the batch, not of a part of it
             self.discoveries -= 1
             return self.discover(batch, few=False)
         first = not self.rows
@@ -99,13 +107,13 @@ class Audit:
             self.answering = next((r.key for r in found.rows if found.objective.through in r.sites), None)
         place = 0
         for row in found.rows:
-            place = self._adopt(row, found, proofs, place, first)
+            place = self._adopt(row, found, look.proofs, place, first)
         self.coverage = found.coverage if first else _joined(self.coverage, found.coverage)
         self.taps.known |= {call.key for call in trace.calls}
         self.taps.settle(trace)
-        fed = drawn is not None and self.weights and self._feed(trace, batch, drawn, compare)
+        fed = look.drawn is not None and self.weights and self._feed(trace, batch, look.drawn, compare)
         _forget(trace)
-        del trace, found
+        del look, trace, found
         _return_memory()
         return fed
 
@@ -113,13 +121,10 @@ class Audit:
         """Trace, classify and verify; once more, with more numbers kept, where some were missed."""
         try:
             seen = self._classified(batch, few, _budget())
-            if not any(value.dropped for value in seen[0].values):
-                return seen
-            lacking = any(value.missed for value in seen[0].values)
-            if not lacking and all(proof.gradient_error is not None for proof in seen[3].values()):
-                return seen
-            del seen
-            return self._classified(batch, few, _KEPT_MOST)
+            if seen.lacking:
+                del seen
+                return self._classified(batch, few, _KEPT_MOST)
+            return seen
         except NotKeptError:
             return self._classified(batch, few, _KEPT_ALL)
 
@@ -129,13 +134,11 @@ class Audit:
         found = classify(
             trace, names, objective_name=self.objective, targets=targets, all_targets=batch.targets, says=self.says
         )
-        missed = [value for value in trace.values if value.missed]
+        lacking = any(value.missed for value in trace.values)  # before evidence, for which excerpts may be enough
         proofs = self._proofs(found) if self.weights else {}
-        for value in trace.values:  # what evidence asks for in vain, excerpts may have
-            value.missed = False
-        for value in missed:
-            value.missed = True
-        return trace, drawn, found, proofs
+        unproven = any(proof.gradient_error is None for proof in proofs.values())
+        lacking = lacking or (unproven and any(value.dropped for value in trace.values))
+        return _Look(trace, drawn, found, proofs, lacking)
 
     def _proofs(self, found: Classification) -> dict[object, Evidence]:
         """Return the evidence of every row that is new."""

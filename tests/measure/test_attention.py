@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emscan.measure import attention as module
+from emscan.measure import queries as module
 from emscan.measure.attention import AttentionHeads
 from emscan.report.document import Thresholds
 

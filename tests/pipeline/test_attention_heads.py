@@ -227,10 +227,10 @@ def test_as_many_encoded_positions_as_queries_are_not_taken_for_padding() -> Non
 @pytest.mark.parametrize("spelling", [fused, matmul], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("causal", [False, True])
 def test_long_sequences_are_sampled(spelling: Callable[..., Tensor], causal: bool, monkeypatch) -> None:
-    from emscan.measure import attention
+    from emscan.measure import queries
 
-    monkeypatch.setattr(attention, "EXACT", 10)
-    monkeypatch.setattr(attention, "SAMPLED", 4)
+    monkeypatch.setattr(queries, "EXACT", 10)
+    monkeypatch.setattr(queries, "SAMPLED", 4)
     torch.manual_seed(5)
     length = 64
 
