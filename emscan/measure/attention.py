@@ -16,7 +16,7 @@ from torch import Tensor
 
 from emscan.measure.alternatives import MASKED
 from emscan.measure.histogram import Histogram
-from emscan.measure.queries import Queries
+from emscan.measure.queries import MANY, MILD, Queries
 from emscan.report.document import EntropySummary, Head, MaxSummary, Responsibility, Temperature, Thresholds
 
 _HIDDEN = -1e30  # score of a masked key: its share underflows to 0, and 0 times it is 0, unlike with -inf
@@ -66,6 +66,8 @@ class AttentionHeads:
         found = Queries(samples, heads, length, size, q.device, wide)
         factor = scale if scale is not None else query.shape[-1] ** -0.5
         keys = torch.arange(size, device=q.device)
+        mild = mask is None and not causal and size >= MANY
+        bounds = _largest(q) * _largest(k).repeat_interleave(shared, -1) * abs(factor) if mild else None
         with exact_products():
             for some, part, rows in found.blocks():
                 places = found.places[rows]
@@ -76,6 +78,9 @@ class AttentionHeads:
                 scores = ours.new_empty(*ours.shape[:-1], last)
                 for n in range(len(ours)):  # one sample's heads are strided as a product likes them: nothing is copied
                     torch.baddbmm(scores[n], ours[n], theirs[n], beta=0, alpha=factor, out=scores[n])
+                if bounds is not None and bool(bounds[some, part].amax() <= MILD):
+                    found.see_mild((some, part, rows), scores)
+                    continue
                 later = keys[:last] > places[:, None] if causal else None
                 seen = _hide(scores, found.of_mask(mask, some, part, rows), later)
                 found.see_scores((some, part, rows), scores, seen)
@@ -214,6 +219,11 @@ class AttentionHeads:
             float(norms[i]) / layer if layer else None,
             float(self.uniform[i]) / queries if queries else None,
         )
+
+
+def _largest(vectors: Tensor) -> Tensor:
+    """Return the largest norm (N, H) among vectors (N, H, L, E): a product of two is no larger than that of theirs."""
+    return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.promote_types(vectors.dtype, torch.float32)).amax(-1)
 
 
 def _hide(scores: Tensor, mask: Tensor | None, later: Tensor | None) -> Tensor | None:

@@ -17,6 +17,9 @@ EXACT = 2048  # keys up to which every query is measured
 SAMPLED = 512  # queries per sequence that are measured beyond
 _SCALED = 8  # queries per sequence whose entropy is taken at other temperatures, too
 _SCORES = 1 << 20  # scores alive at a time: 4 MiB, and as much for their exponentials
+# scores within MILD of 0, of MANY keys: log Z and E[s] are then so near to H >= MANY * exp(-2 MILD) * 2 MILD that their
+# difference is right to 1e-4 in float32
+MILD, MANY = 6.0, 512
 _LEAST, _ROOT = -87.0, 1e-19  # log of the least share that is told from 0: exp takes ten times as long below
 
 Place = tuple[slice, slice, slice]  # samples, heads, queries (of those that are measured)
@@ -100,6 +103,11 @@ class Queries:
         below = scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=_LEAST)
         self.see(place, below.exp(), below, seen)
 
+    def see_mild(self, place: Place, scores: Tensor) -> None:
+        """See scores (n, h, l, S) within `MILD` of 0, which are overwritten: their exponentials need no maximum."""
+        w = scores.exp()
+        self.see(place, w, scores, None, w.amax(-1))
+
     def see_masked(self, place: Place, scores: Tensor, far: float) -> None:
         """See scores (n, h, l, S), which are overwritten; those ``far`` below the best are a mask's."""
         best = scores.amax(-1, keepdim=True)
@@ -113,8 +121,8 @@ class Queries:
         below.clamp_(min=_LEAST)
         self.see(place, below.exp(), below, seen)
 
-    def see(self, place: Place, w: Tensor, below: Tensor, seen: Tensor | None) -> None:
-        """See weights w = exp(below), the largest of each query being 1; ``below`` is overwritten."""
+    def see(self, place: Place, w: Tensor, below: Tensor, seen: Tensor | None, best: Tensor | float = 1.0) -> None:
+        """See weights w = exp(below), the largest of each query being ``best``; ``below`` is overwritten."""
         some, part, rows = place
         if seen is not None:
             self.seen[place] = seen.to(self.seen.dtype)
@@ -122,13 +130,13 @@ class Queries:
         if len(scaled):
             self._see_scaled((some, part), rows.start, scaled, w, below)
         total = w.sum(-1)
-        top = 1 / total
-        self.entropy[place] = total.log() - below.mul_(w).sum(-1) * top
+        self.entropy[place] = total.log() - below.mul_(w).sum(-1) / total
+        top = best / total
         self.top[place] = top
-        self.first[place] = w[..., self.keys.start] * top
+        self.first[place] = w[..., self.keys.start] / total
         if self.square:
             own = (self.places[rows, None] + self.keys.start).expand(*w.shape[:-1], 1)
-            self.own[place] = w.gather(-1, own).squeeze(-1) * top
+            self.own[place] = w.gather(-1, own).squeeze(-1) / total
 
     def _see_scaled(self, where: tuple[slice, slice], start: int, rows: range, w: Tensor, below: Tensor) -> None:
         """Take the entropy of a few queries with their scores halved and doubled."""

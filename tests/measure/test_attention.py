@@ -211,3 +211,21 @@ def test_attention_to_a_single_key_is_no_competition() -> None:
     found = heads.responsibility()
     assert found.competitions == 6
     assert found.normalized_entropy is None
+
+
+@pytest.mark.parametrize("length", [1.0, 2.0, 4.8, 4.9, 8.0])  # scores up to length^2 / 4: 4.9 is just beyond MILD
+def test_scores_whose_bound_allows_it_need_no_maximum(length: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    mild = []
+    see = module.Queries.see_mild
+    monkeypatch.setattr(module.Queries, "see_mild", lambda *args: (mild.append(1), see(*args))[1])
+    q, k = (F.normalize(torch.randn(2, heads, n, 16), dim=-1) * length for heads, n in ((4, 300), (2, 600)))
+    q[0, 0], k[0, 0, 1:] = k[0, 0, 0], -k[0, 0, 0]  # as near to hard as such scores come
+    heads = AttentionHeads(4, 600, Thresholds())
+    heads.update(q, k)
+    r = (q.double() @ k.repeat_interleave(2, 1).double().mT / 4).softmax(-1)
+    entropy = -(r * r.log()).sum(-1).mean((0, 2)) / math.log(600)
+    found = heads.responsibility().heads or []
+    assert [head.normalized_entropy for head in found] == pytest.approx(entropy.tolist(), rel=1e-4)
+    assert [head.first_key for head in found] == pytest.approx(r[..., 0].mean((0, 2)).tolist(), rel=1e-4)
+    assert heads.largest.mean == pytest.approx(float(r.amax(-1).mean()), rel=1e-4)
+    assert bool(mild) == (length**2 / 4 <= module.MILD)
