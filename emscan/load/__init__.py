@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from emscan.errors import LoadError, UsageError
+from emscan.load.fit import fit
 from emscan.load.foreign import describe_folder
 from emscan.load.registry import Options, detect, formats
 from emscan.load.source import RefusalError, Source
 from emscan.load.target import build, user_error
-from emscan.load.weights import find_model, fit, strip_prefixes
+from emscan.load.weights import find_model, strip_prefixes
 from emscan.report.document import ModelInfo
 from emscan.shapeless import lacks_weights
 

@@ -223,7 +223,9 @@ class AttentionHeads:
 
 def _largest(vectors: Tensor) -> Tensor:
     """Return the largest norm (N, H) among vectors (N, H, L, E): a product of two is no larger than that of theirs."""
-    return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.promote_types(vectors.dtype, torch.float32)).amax(-1)
+    wide = torch.promote_types(vectors.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=wide)
+    return norms.amax(-1)
 
 
 def _hide(scores: Tensor, mask: Tensor | None, later: Tensor | None) -> Tensor | None:
