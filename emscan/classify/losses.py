@@ -15,6 +15,7 @@ BCE_ON_LOGITS = "aten.binary_cross_entropy_with_logits"
 BCE = "aten.binary_cross_entropy"
 LIKELIHOOD = "aten.nll_loss"  # and its forms: nll_loss_nd, nll_loss2d, nll_loss_forward
 _ADDS = frozenset({"aten.add", "aten.sub"})
+_GATHERS = frozenset({"aten.gather", "aten.take_along_dim"})
 _STEPS = 12  # operators between a normalization and what a loss reads
 
 
@@ -112,23 +113,55 @@ def _name_likelihood(call: Call, read: Value, sites: list[Site], axes: Axes) -> 
         site.notes.append("a negative log-likelihood reads probabilities where it expects their logarithms")
 
 
+def label_axis(call: Call) -> int | None:
+    """Return along which axis a call looks one computed entry per row up by an index that is the input's own: a label.
+
+    `gather` says the axis; `scores[arange, labels]` has the labels in its place, and every row once beside them.
+    """
+    if call.op not in {*_GATHERS, "aten.index"} or not call.out.shape:
+        return None
+    scores = call.inputs[0]
+    if not (computed(scores) and scores.floating):
+        return None
+    if call.op in _GATHERS:
+        axis = call.arg("dim")
+        labels = _is_label(call.inputs[-1]) and isinstance(axis, int) and call.out.shape[axis] == 1
+        return axis if labels else None
+    indices = call.arg("indices")
+    if not isinstance(indices, list | tuple) or not len(indices) == len(scores.shape) >= 2:
+        return None
+    places = [axis for axis, index in enumerate(indices) if isinstance(index, Value) and _is_label(index)]
+    others = [(axis, index) for axis, index in enumerate(indices) if axis not in places]
+    once = all(isinstance(i, Value) and _every_row(i, scores.shape[axis]) for axis, i in others)
+    return places[0] if len(places) == 1 and once else None
+
+
+def _is_label(index: Value) -> bool:
+    return index.data and not index.param and not index.floating
+
+
+def _every_row(index: Value, size: int) -> bool:
+    numbers = index.tensor
+    return not index.data and numbers is not None and numbers.flatten().tolist() == list(range(size))
+
+
 def reads_labels(call: Call) -> bool:
-    """Whether a call looks one computed entry per row up by an index that is the input's own: a label."""
-    if call.op not in {"aten.gather", "aten.take_along_dim"} or not call.out.shape:
-        return False
-    scores, index = call.inputs[0], call.inputs[-1]
-    axis = call.arg("dim")
-    labels = index.data and not index.param and not index.floating
-    return labels and computed(scores) and scores.floating and isinstance(axis, int) and call.out.shape[axis] == 1
+    """Whether a call looks labels up among computed scores."""
+    return label_axis(call) is not None
+
+
+def _label(call: Call) -> Value:
+    return next(index for index in reversed(call.inputs) if _is_label(index))
 
 
 def labels_of(call: Call) -> Value | None:
     """Return the labels that a loss in the model reads; of a lookup by hand, only where the input has them as they are."""
-    labels = call.inputs[-1] if reads_labels(call) else call.arg("target")
+    by_hand = reads_labels(call)
+    labels = _label(call) if by_hand else call.arg("target")
     if not isinstance(labels, Value):
         return None
     value = labels
-    while reads_labels(call) and value.call is not None:
+    while by_hand and value.call is not None:
         if not (value.call.op in VIEW or value.call.op in PASS):
             return None  # clamped, say: then some of them are none
         value = value.call.inputs[0]
@@ -138,7 +171,8 @@ def labels_of(call: Call) -> Value | None:
 def _name_label_score(call: Call, sites: list[Site]) -> None:
     """The log-share of the label, or log Z less its score, is cross-entropy by hand; what is made of it (a focal
     weight) as well."""
-    read, axis = call.inputs[0], int(call.arg("dim"))
+    read, axis = call.inputs[0], label_axis(call)
+    assert axis is not None
     rank = len(read.shape)
     site, form = normalized_by(read, sites)
     if site is None or form != "log":

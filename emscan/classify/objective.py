@@ -131,7 +131,7 @@ def _computed(call: Call, site: Site) -> Objective:
     held = labels.tensor if labels is not None else None
     if reads_labels(call):
         axis = site.axes[0]
-        held = held.squeeze(axis) if held is not None else None
+        held = held.squeeze(axis) if held is not None and held.dim() == len(read.shape) else held
         form = "log" if normalized_by(read, [site])[1] == "log" else "scores"
     return Objective(
         "bce" if binary else "cross-entropy", "computed by the model", [], site,

@@ -47,7 +47,10 @@ class Answers:
 
     def _hear(self, named: dict[str, Any]) -> None:
         index = named.get("index", named.get("indices"))
-        if index is not None:  # of a lookup by hand
+        if isinstance(index, list):  # of a lookup by hand: scores[arange, labels],
+            self._compare(named["self"], index[self._goal.axis])
+            return
+        if index is not None:  # or gather
             self._compare(named["self"], index.squeeze(self._goal.axis))
             return
         self._compare(named["self"], named["target"], int(named.get("ignore_index", -100)))
