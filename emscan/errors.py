@@ -6,8 +6,11 @@ from __future__ import annotations
 class EmscanError(Exception):
     """Something kept emscan from auditing: what and why in ``message``, what to do in ``hint``.
 
-    The command line prints ``message`` and ``hint`` as one line on stderr and exits 2.
+    The command line prints ``message`` and ``hint`` as one line on stderr and exits 2. ``traceback``: of the user's own
+    code, where that is what failed; it is printed before.
     """
+
+    traceback: str = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -26,6 +29,10 @@ class LoadError(EmscanError):
 
 class ProbeError(EmscanError):
     """The probe is unreadable or does not fit the model."""
+
+
+class ReportError(EmscanError):
+    """A saved report is unreadable, malformed or of another schema version."""
 
 
 class UsageError(EmscanError):

@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from emscan._version import __version__
-from emscan.cli import audit, rule, schema
+from emscan.cli import audit, check, init, inspect, render, rule, schema
 from emscan.cli.status import FAILED, INTERRUPTED
 from emscan.errors import EmscanError
 from emscan.report.phrases import printable
@@ -24,6 +24,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("audit")(audit.audit)
+app.command("check")(check.check)
+app.command("init")(init.init)
+app.command("inspect")(inspect.inspect)
+app.command("render")(render.render)
 app.command("rule")(rule.rule)
 app.command("schema")(schema.schema)
 
@@ -48,6 +52,8 @@ def main() -> None:
     try:
         app()
     except EmscanError as error:
+        for line in error.traceback.splitlines():
+            print(printable(line), file=sys.stderr)
         _fail(f"error: {error}")
     except KeyboardInterrupt:
         print("emscan: interrupted", file=sys.stderr)

@@ -1,6 +1,7 @@
 """What a checkpoint may name: torch's own layer classes, the pure functions that they store, and plain helpers.
 
-Nothing here is ever called with the file's arguments, except the short table in `pickles`.
+Nothing here is ever called with the file's arguments, except the short table in `calls`. torch is imported on first
+use: what names only tensors can be checked without it.
 """
 
 from __future__ import annotations
@@ -10,18 +11,16 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-from torch.nn import functional as F
+if TYPE_CHECKING:
+    from torch import nn
 
 # Element-wise functions and normalizations that layers keep as an attribute (`TransformerEncoderLayer.activation`).
-_FUNCTIONS: tuple[Callable[..., Any], ...] = (
-    F.celu, F.elu, F.gelu, F.glu, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.log_softmax, F.logsigmoid,
-    F.mish, F.relu, F.relu6, F.rrelu, F.selu, F.sigmoid, F.silu, F.softmax, F.softmin, F.softplus, F.softshrink,
-    F.softsign, F.tanh, F.tanhshrink, F.threshold,
-)  # fmt: skip
+_FUNCTIONS = (
+    "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid mish relu relu6 rrelu selu "
+    "sigmoid silu softmax softmin softplus softshrink softsign tanh tanhshrink threshold"
+).split()
 
 ITEM_SIZES = {
     "torch.BFloat16Storage": 2,
@@ -43,6 +42,8 @@ ITEM_SIZES = {
 @functools.cache
 def layers() -> dict[str, type[nn.Module]]:
     """Return torch's own layer classes by the name that a pickle gives them; lazy ones have no weights yet."""
+    from torch import nn
+
     found: dict[str, type[nn.Module]] = {}
     for entry in pkgutil.iter_modules(nn.modules.__path__, nn.modules.__name__ + "."):
         for value in vars(importlib.import_module(entry.name)).values():
@@ -56,12 +57,17 @@ def layers() -> dict[str, type[nn.Module]]:
 @functools.cache
 def functions() -> dict[str, Callable[..., Any]]:
     """Return the pure functions that layers store, by the name that a pickle gives them."""
-    return {f"{function.__module__}.{function.__qualname__}": function for function in _FUNCTIONS}
+    from torch.nn import functional
+
+    table = [getattr(functional, name) for name in _FUNCTIONS]
+    return {f"{function.__module__}.{function.__qualname__}": function for function in table}
 
 
 @functools.cache
 def dtypes() -> dict[str, int]:
     """Return the bytes per element of every dtype with a whole number of bytes, by its pickled name."""
+    import torch
+
     return {str(value): value.itemsize for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
-
-import torch
 
 from emscan.load import allowlist
 from emscan.load.source import RefusalError, UnsafeError, printable
@@ -28,26 +28,46 @@ class Global:
 
 @dataclass(eq=False)
 class Instance:
-    """A layer that NEWOBJ makes without running its constructor; ``built`` once BUILD has given it its state."""
+    """A layer that NEWOBJ makes without running its constructor; ``built`` once BUILD has given it its ``state``."""
 
     kind: str
     built: bool = False
+    state: Any = None
 
 
 @dataclass(frozen=True)
 class Storage:
-    """``size`` bytes that the file has, read as items of ``item`` bytes."""
+    """``size`` bytes that the file has, read as items of ``item`` bytes, and by which name the file keeps them."""
 
     size: int
     item: int
+    kind: str = ""  # the class that says the dtype, e.g. torch.FloatStorage
+    key: str = ""
 
 
 class Value:
     """Something finished that may be held and no longer changed: a size, a device, a set."""
 
 
+@dataclass(eq=False)
 class Tensor(Value):
-    """A rebuilt tensor or parameter."""
+    """A rebuilt tensor or parameter: a view of ``storage``, ``offset`` and ``stride`` in items of ``item`` bytes.
+
+    ``dtype``: torch's name for it, or "" where that of the storage holds. ``trained``: it requires a gradient.
+    """
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    item: int
+    dtype: str = ""
+    trained: bool = False
+
+    @property
+    def count(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
 
 
 class Ordered(dict[Any, Any]):
@@ -95,6 +115,7 @@ def _tensor(
     metadata: Any = None,
     *,
     item: int | None = None,
+    dtype: str = "",
 ) -> Tensor:
     """Check that a tensor lies within its storage; expanded dimensions (stride 0) may not dwarf the file."""
     size, stride = _sizes(size), _sizes(stride)
@@ -116,16 +137,17 @@ def _tensor(
             "save a copy that is contiguous",
         )
     limits.hooks.append(hooks)
-    return Tensor()
+    return Tensor(storage, offset, size, stride, item, dtype, requires_grad)
 
 
 def _tensor_of_type(
     limits: Limits, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
 ) -> Tensor:
-    item = allowlist.dtypes().get(dtype.name) if isinstance(dtype, Global) else None
+    name = dtype.name if isinstance(dtype, Global) else ""
+    item = allowlist.dtypes().get(name)
     if item is None or len(rest) > 1:
         refuse("it has a tensor of an unknown type")
-    return _tensor(limits, storage, offset, size, stride, grad, hooks, *rest, item=item)
+    return _tensor(limits, storage, offset, size, stride, grad, hooks, *rest, item=item, dtype=name)
 
 
 def _parameter(limits: Limits, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Tensor:
@@ -140,7 +162,7 @@ def _attributes(state: Any) -> None:
     """Allow attributes that a user may have set on a tensor, none that a tensor has of its own."""
     if state is not None and type(state) is not dict:
         refuse("it has a tensor with a state that is no plain dict")
-    reserved = [key for key in state or () if type(key) is not str or key.startswith("__") or key in _TENSOR_NAMES]
+    reserved = [key for key in state or () if type(key) is not str or key.startswith("__") or key in _tensor_names()]
     if reserved:
         refuse(f"it would replace the attribute {printable(reserved[0], 80)} of a tensor")
 
@@ -202,4 +224,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch.device": _of_scalars,
 }
 TENSOR_TYPES = frozenset({"torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter"})
-_TENSOR_NAMES = frozenset(dir(torch.nn.Parameter))
+
+
+@functools.cache
+def _tensor_names() -> frozenset[str]:
+    import torch
+
+    return frozenset(dir(torch.nn.Parameter))

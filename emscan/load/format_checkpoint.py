@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import torch
 
-from emscan.load import allowlist
+from emscan.load import allowlist, extract
 from emscan.load.archive import Archive
-from emscan.load.calls import DAMAGED, Storage, refuse
+from emscan.load.calls import Storage
 from emscan.load.graph import check_graph
-from emscan.load.pickles import check
+from emscan.load.marks import is_checkpoint
+from emscan.load.pickles import Machine, check
+from emscan.load.placeholders import PlaceholderMachine
 from emscan.load.registry import Content, Format, Options
-from emscan.load.source import RefusalError, Source, UnsafeError, guarded, printable
+from emscan.load.source import RefusalError, Source, UnsafeError, guarded
+from emscan.load.storages import Records, budget
 from emscan.load.unsafe import torch_load_unsafely
 
-_BUDGET_FACTOR = 8
-_BUDGET_FLOOR = 2**24
-
-
-def budget(data: bytes) -> int:
-    """Return the most bytes that one tensor of a file may present: expanded views are fine, bombs are not."""
-    return max(_BUDGET_FLOOR, _BUDGET_FACTOR * len(data))
+NAMED = (
+    "name the architecture with --model to take only the tensors from it, or pass --trust if you trust where the file "
+    "comes from"
+)
+_Run: TypeAlias = Callable[[type[Machine]], tuple[Machine, Callable[[Storage], bytes]]]
 
 
 def load_restricted(data: bytes, names: Iterable[str], options: Options) -> Any:
@@ -47,42 +48,65 @@ class Checkpoint(Format):
 
     def matches(self, source: Source) -> bool:
         """Whether there is a data.pkl and nothing of TorchScript."""
-        return "data.pkl" in source.inside() and "constants.pkl" not in source.inside()
+        return is_checkpoint(source.inside())
 
     def load(self, source: Source, options: Options) -> Content:
         """Load safely; what is unsafe only with ``options.trust``, and said so."""
         archive = Archive(source.data)
         try:
-            machine = check(archive.pickle, 0, _Records(archive.sizes), budget(source.data))
-            return Content(load_restricted(source.data, machine.names, options))
+            return Content(load_restricted(source.data, check_archive(archive, len(source.data)).names, options))
         except UnsafeError as error:
-            if not options.trust:
-                raise
-            return torch_load_unsafely(source, options, error)
+            return otherwise(source, options, error, lambda make: _tensors(source.data, archive, make))
 
 
-class _Records:
-    """Checks the persistent ids of a zip checkpoint against the records that the archive has."""
-
-    def __init__(self, sizes: dict[str, int]) -> None:
-        self.sizes = sizes
-
-    def __call__(self, identity: tuple[Any, ...]) -> Storage:
-        """Return the storage of ``("storage", type, key, location, number of items)``."""
-        item, key, count = storage_identity(identity, 5)
-        if count * item > self.sizes.get(f"data/{key}", -1):
-            raise RefusalError(f"its record data/{printable(key, 40)} holds fewer bytes than a tensor claims", DAMAGED)
-        return Storage(count * item, item)
+def check_archive(archive: Archive, size: int, make: type[Machine] = Machine) -> Machine:
+    """Return the machine after running the pickle of a checked archive of ``size`` bytes."""
+    return check(archive.pickle, 0, Records(archive.sizes), budget(size), make)
 
 
-def storage_identity(identity: tuple[Any, ...], length: int) -> tuple[int, str, int]:
-    """Return bytes per item, key and number of items of a persistent id with ``length`` parts."""
-    if identity[:1] == ("module",):
-        refuse("it is a module in the format of torch before 1.6, which carries its source code")
-    if len(identity) != length or identity[0] != "storage":
-        refuse("it refers to data outside its pickle in a way that torch.save does not")
-    _, kind, key, location, count = identity[:5]
-    item = allowlist.ITEM_SIZES.get(getattr(kind, "name", ""))
-    if item is None or type(key) is not str or type(location) is not str or type(count) is not int or count < 0:
-        refuse("it describes its data in a way that torch.save does not")
-    return item, key, count
+def _tensors(data: bytes, archive: Archive, make: type[Machine]) -> tuple[Machine, Callable[[Storage], bytes]]:
+    """Run the pickle on a lenient machine; returns it, and how to read a storage."""
+    if data[slice(*_span(archive, "byteorder"))] not in (b"", b"little"):
+        raise RefusalError("its numbers are big-endian")
+    machine = check_archive(archive, len(data), make)
+
+    def read(storage: Storage) -> bytes:
+        start, _ = _span(archive, f"data/{storage.key}")
+        return data[start : start + storage.size]
+
+    return machine, read
+
+
+def _span(archive: Archive, name: str) -> tuple[int, int]:
+    record = archive.records.get(name)
+    return (record.start, record.start + record.size) if record is not None else (0, 0)
+
+
+def _extracted(options: Options, error: UnsafeError, run: _Run) -> Content | None:
+    """Return the tensors of a file whose foreign names nothing needs; None where there is more wrong with it."""
+    try:
+        machine, read = run(PlaceholderMachine)
+    except RefusalError:
+        return None
+    assert isinstance(machine, PlaceholderMachine)
+    weights_only = not extract.allowed(machine, weights_only=False)
+    if weights_only and not extract.allowed(machine, weights_only=True):
+        return None
+    if weights_only and not options.weights_only:
+        raise UnsafeError(error.reason, NAMED)
+    found = extract.extract(machine, read, options.device)
+    return Content(found.value, notes=[extract.note(found, weights_only=weights_only)])
+
+
+def otherwise(source: Source, options: Options, error: UnsafeError, run: _Run) -> Content:
+    """Load a file that torch's restricted unpickler must not: its tensors alone, or all of it with --trust.
+
+    ``run`` runs its pickle on a given machine and returns it and the reader of storages. Raises ``error`` otherwise.
+    """
+    if options.weights_only or not options.trust:
+        found = _extracted(options, error, run)
+        if found is not None:
+            return found
+    if not options.trust:
+        raise error
+    return torch_load_unsafely(source, options, error)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from emscan.load.marks import is_export
 from emscan.load.registry import Content, Format, Options, require_trust
 from emscan.load.source import Source
 from emscan.load.unsafe import load_unsafely
@@ -21,8 +22,7 @@ class Export(Format):
 
     def matches(self, source: Source) -> bool:
         """Whether there is the program, under its present or its former name."""
-        inside = source.inside()
-        return "archive_format" in inside or "serialized_exported_program.json" in (*inside, *(source.names or ()))
+        return is_export(source.inside(), source.names or ())
 
     def load(self, source: Source, options: Options) -> Content:
         """Load with ``options.trust`` only."""

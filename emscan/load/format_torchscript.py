@@ -6,6 +6,7 @@ import io
 
 import torch
 
+from emscan.load.marks import is_torchscript
 from emscan.load.registry import Content, Format, Options, require_trust
 from emscan.load.source import Source
 from emscan.load.unsafe import load_unsafely
@@ -20,7 +21,7 @@ class TorchScript(Format):
 
     def matches(self, source: Source) -> bool:
         """Whether there are constants, which every TorchScript archive has and torch.save never writes."""
-        return "constants.pkl" in source.inside()
+        return is_torchscript(source.inside())
 
     def load(self, source: Source, options: Options) -> Content:
         """Load with ``options.trust`` only."""

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 from emscan.load import huggingface, shards
 from emscan.load.registry import Content, Format, Options
-from emscan.load.source import RefusalError, Source
+from emscan.load.source import RefusalError, Source, printable
 
 _LARGEST = 1 << 24  # bytes of a configuration
-_COUNTS = re.compile(r"(num|n)_.*(layers?|blocks?|labels|stages)|(num|n)_layer|.*_layers|layers|depth")
+_COUNTS = re.compile(r"(num|n)_.*(layers?|blocks?|labels|stages)|(num|n)_layer|.*_layers|layers|depths?")
 _MOST = 100_000  # layers or labels; no model has as many, and lists of that length are made before any check
 
 
@@ -27,14 +27,16 @@ class TransformersFormat(Format):
 
     name: ClassVar[str] = "transformers"
     title: ClassVar[str] = "a Hugging Face configuration"
+    folders: ClassVar[bool] = True
 
     def matches(self, source: Source) -> bool:
         """A JSON object called config.json, or one that says which type of model it describes."""
-        head = source.data[:64].lstrip()
-        named = Path(source.path).name == "config.json" or source.folder is not None
-        return (named and not _binary(source.data[:64])) or (
-            head.startswith(b"{") and (b'"model_type"' in source.data or b'"architectures"' in source.data)
-        )
+        head = source.head[:64].lstrip()
+        if Path(source.path).name == "config.json":
+            return not _binary(source.head[:64])
+        if not head.startswith(b"{") or source.size > _LARGEST:
+            return False
+        return b'"model_type"' in source.data or b'"architectures"' in source.data
 
     def load(self, source: Source, options: Options) -> Content:
         """Return the model, with the weights in its folder or on the meta device."""
@@ -45,11 +47,11 @@ class TransformersFormat(Format):
             notes = [*plan.notes, *_unread(source, files)]
             return Content(huggingface.build(plan), plan.trusted, notes)
         plan = huggingface.plan(fields, source.folder, trust=options.trust, weights=True)
-        weights, digests = shards.read(files, options)
-        module, notes = huggingface.load(plan, weights)
+        weights, digests, more = shards.read(files, options)
+        module, notes, misfit = huggingface.load(plan, weights, partial=options.partial)
         digest = hashlib.sha256("".join([source.sha256, *digests]).encode()).hexdigest()
         module = module.to(options.device)
-        return Content(module, plan.trusted, [*plan.notes, *notes], digest)
+        return Content(module, plan.trusted, [*plan.notes, *more, *notes], digest, misfit)
 
 
 def _binary(head: bytes) -> bool:
@@ -57,8 +59,8 @@ def _binary(head: bytes) -> bool:
 
 
 def _parsed(source: Source) -> dict[str, Any]:
-    if len(source.data) > _LARGEST:
-        raise RefusalError(f"its configuration has {len(source.data):,} bytes", "give the config.json of a model")
+    if source.size > _LARGEST:
+        raise RefusalError(f"its configuration has {source.size:,} bytes", "give the config.json of a model")
     try:
         fields = json.loads(source.data)
     except RecursionError:
@@ -86,8 +88,11 @@ def _check_sizes(fields: dict[str, Any]) -> None:
         for name, value in part.items():
             if isinstance(value, dict | list):
                 waiting.append(value)
-            elif isinstance(value, int) and value > _MOST and _COUNTS.fullmatch(str(name)):
-                raise RefusalError(f"its configuration asks for {name} = {value:.3g}", "correct the configuration")
+            for count in value if isinstance(value, list) else [value]:
+                if isinstance(count, int) and count > _MOST and _COUNTS.fullmatch(str(name)):
+                    raise RefusalError(
+                        f"its configuration asks for {name} = {printable(count, 40)}", "correct the configuration"
+                    )
 
 
 def _unread(source: Source, files: shards.Files) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import importlib
 import re
 from collections.abc import Iterator
@@ -18,7 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from emscan.load.counted import counted
+from emscan.load.fit import describe
 from emscan.load.source import RefusalError, UnsafeError, brief, listing, printable
+from emscan.report.document import Misfit, Mismatch
 from emscan.shapeless import blueprint, without_weights
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,200}")
@@ -27,6 +31,7 @@ _LEFT_OUT = frozenset(
     "auto_map attn_implementation experts_implementation quantization_config fusion_config kernel_config use_kernels "
     "transformers_weights name_or_path distributed_config".split()
 )
+_LARGER, _SPARE = 4, 2**23  # a model may have this many times the parameters of its weights, and a few more
 _EXTRA = "pip install 'emscan[transformers]'"
 
 
@@ -75,25 +80,44 @@ def build(plan: Plan) -> nn.Module:
     return without_weights(module)
 
 
-def load(plan: Plan, weights: dict[str, Tensor]) -> tuple[nn.Module, list[str]]:
-    """Return the model with its weights, old names translated as transformers does; and notes on what was left over.
+def load(
+    plan: Plan, weights: dict[str, Tensor], *, partial: bool = False
+) -> tuple[nn.Module, list[str], Misfit | None]:
+    """Return the model with its weights, old names translated as transformers does; notes; and what did not fit.
 
-    Raises RefusalError where the weights do not fill the model.
+    Raises RefusalError where the weights do not fill the model, unless ``partial`` allows it.
     """
+    _check_size(plan, weights)
     with offline(), _building(plan):
         module, info = plan.kind.from_pretrained(
-            None, config=plan.config, state_dict=weights, output_loading_info=True, local_files_only=True
-        )
-    missing = sorted(map(str, info["missing_keys"]))
-    clashing = sorted(str(item[0]) for item in info["mismatched_keys"])
-    if missing or clashing:
-        what = f"lack {listing(missing)}" if missing else f"have other shapes: {listing(clashing)}"
-        raise RefusalError(f"its weights do not fill a {plan.kind.__name__}: they {what}", "check the folder")
+            None, config=plan.config, state_dict=weights, output_loading_info=True, local_files_only=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    clashing = [Mismatch(str(n), list(ours), list(theirs)) for n, ours, theirs in info["mismatched_keys"]]
+    missing, left = (sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys"))
     if info["error_msgs"]:
         raise RefusalError(f"its weights do not load ({printable(info['error_msgs'][0])})", "check the folder")
-    left = sorted(map(str, info["unexpected_keys"]))
     notes = [f"tensors that a {plan.kind.__name__} does not have were left out: {listing(left)}"] if left else []
-    return module, notes
+    if not missing and not clashing:
+        return module, notes, None
+    misfit = Misfit(max(0, len(weights) - len(left) - len(clashing)), missing, left, clashing)
+    said = describe(dataclasses.replace(misfit, unexpected=[]))
+    if not partial:
+        raise RefusalError(
+            f"its weights do not fill a {plan.kind.__name__}: {said}",
+            "check the folder, or pass --partial to audit what fits",
+        )
+    return module, [*notes, f"with --partial, {misfit.loaded} tensors were loaded; {said}"], misfit
+
+
+def _check_size(plan: Plan, weights: dict[str, Tensor]) -> None:
+    """Refuse a configuration far larger than the weights: transformers would allocate what they do not fill."""
+    wanted = sum(tensor.numel() for tensor in build(plan).parameters())
+    held = sum(tensor.numel() for tensor in weights.values())
+    if wanted > _LARGER * held + _SPARE:
+        raise RefusalError(
+            f"its configuration describes {wanted:,} parameters, its weights are {held:,}", "check the folder"
+        )
 
 
 def _require() -> None:
@@ -247,7 +271,8 @@ def _own_code(fields: dict[str, Any], folder: Path | None, trust: bool) -> Plan:
 def _building(plan: Plan) -> Iterator[None]:
     """Turn whatever transformers raises on a model that cannot be built into a RefusalError."""
     try:
-        yield
+        with counted():
+            yield
     except RefusalError:
         raise
     except Exception as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from emscan.load import allowlist
 from emscan.load.calls import (
@@ -34,16 +34,18 @@ from emscan.load.source import RefusalError, UnsafeError, listing, printable
 _STEPS = 5_000_000  # opcodes; the structure of the largest models takes some 100,000
 
 
-def check(data: bytes, position: int, storage: Callable[[Any], Storage], budget: int) -> Machine:
-    """Return the machine after running the pickle at ``position``.
+def check(
+    data: bytes, position: int, storage: Callable[[Any], Storage], budget: int, make: type[Machine] | None = None
+) -> Machine:
+    """Return the machine, of the class ``make``, after running the pickle at ``position``.
 
     Where it refuses, the error names every import of the pickle outside the allowlist, if there is one.
     """
-    machine = Machine(data, position, storage=storage, budget=budget)
+    machine = (make or Machine)(data, position, storage=storage, budget=budget)
     try:
         machine.run()
     except RefusalError:
-        refused = [name for name in imports(data, position)[0] if not _known(name)]
+        refused = [name for name in imports(data, position)[0] if not known(name)]
         if not refused:
             raise
         reason = f"unpickling it would import {listing(refused, 8)}, which is not on the safe list"
@@ -51,9 +53,14 @@ def check(data: bytes, position: int, storage: Callable[[Any], Storage], budget:
     return machine
 
 
-def _known(name: str) -> bool:
-    tables = (CALLS, allowlist.layers(), allowlist.functions(), allowlist.ITEM_SIZES, allowlist.dtypes())
-    return any(name in table for table in tables) or name in TENSOR_TYPES
+def known(name: str) -> bool:
+    """Whether a pickle may name it; what it may do with it is another question."""
+    if name in CALLS or name in allowlist.ITEM_SIZES or name in TENSOR_TYPES:
+        return True
+    # These tables are torch's own: of another name they need not be asked, and torch need not be imported.
+    return name.startswith("torch.") and any(
+        name in table for table in (allowlist.dtypes(), allowlist.layers(), allowlist.functions())
+    )
 
 
 class Machine:
@@ -62,6 +69,9 @@ class Machine:
     ``storage`` checks a persistent id and returns the Storage behind it. ``budget``: a tensor may present at most
     this many bytes, however few bytes it is a view of. Raises UnsafeError or RefusalError.
     """
+
+    opcodes: ClassVar[dict[bytes, Callable[[Machine], None]]] = {}  # filled below
+    most: ClassVar[int | None] = None  # instructions, where it is not the usual number
 
     def __init__(
         self, data: bytes, position: int = 0, *, storage: Callable[[Any], Storage] | None = None, budget: int = 0
@@ -79,16 +89,16 @@ class Machine:
     def run(self) -> int:
         """Execute up to STOP and return the position after it; ``result`` is then the symbolic object."""
         try:
-            for _ in range(_STEPS):
+            for _ in range(self.most or _STEPS):
                 code = self.take(1)
                 if code == pickle.STOP:
                     break
-                handler = _OPCODES.get(code)
+                handler = self.opcodes.get(code)
                 if handler is None:
                     refuse(f"its pickle uses opcode 0x{code.hex()}, which torch.save does not write")
                 handler(self)
             else:
-                refuse(f"its pickle has more than {_STEPS:,} instructions")
+                refuse(f"its pickle has more than {self.most or _STEPS:,} instructions")
             (self.result,) = self.stack
         except (IndexError, KeyError, ValueError, TypeError, struct.error, OverflowError) as error:
             raise RefusalError(
@@ -143,7 +153,7 @@ def _mark(machine: Machine) -> None:
 
 def _global(machine: Machine) -> None:
     name = python3_name(machine.line(), machine.line())
-    if not _known(name):
+    if not known(name):
         refuse(f"unpickling it would import {printable(name)}, which is not on the safe list")
     machine.names[name] = None
     machine.push(Global(name))
@@ -176,6 +186,7 @@ def _build(machine: Machine) -> None:
             refuse("it would set attributes of an OrderedDict")
     elif isinstance(target, Instance) and not target.built:
         target.built = True  # a second BUILD could run a __setstate__ that the first one planted
+        target.state = state
         _refuse_endless_state(target.kind, state)
     else:
         refuse("it would change the state of an object twice, or of one that is no layer")
@@ -191,7 +202,8 @@ def _refuse_endless_state(kind: str, state: dict[str, Any]) -> None:
         refuse("its recurrent layer has the state of a torch before 1.0")
 
 
-def _set(machine: Machine, pairs: list[Any]) -> None:
+def set_items(machine: Machine, pairs: list[Any]) -> None:
+    """Put keys and values, one after the other, into the dict on top of the stack."""
     target = machine.stack[-1]
     if type(target) is not dict and type(target) is not Ordered:
         refuse(f"it would set items of a {type(target).__name__.lower()}")
@@ -199,7 +211,8 @@ def _set(machine: Machine, pairs: list[Any]) -> None:
         target[plain_key(pairs[index])] = pairs[index + 1]
 
 
-def _extend(machine: Machine, values: list[Any]) -> None:
+def extend(machine: Machine, values: list[Any]) -> None:
+    """Append values to the list on top of the stack."""
     if type(machine.stack[-1]) is not list:
         refuse(f"it would append to a {type(machine.stack[-1]).__name__.lower()}")
     machine.stack[-1].extend(values)
@@ -233,17 +246,17 @@ def _protocol(machine: Machine) -> None:
         refuse(f"it is written in pickle protocol {protocol}, which torch reads only unsafely")
 
 
-_OPCODES: dict[bytes, Callable[[Machine], None]] = {
+Machine.opcodes = {
     pickle.PROTO: _protocol,
     pickle.GLOBAL: _global,
     pickle.NEWOBJ: _new,
     pickle.REDUCE: _reduce,
     pickle.BUILD: _build,
     pickle.BINPERSID: _persistent,
-    pickle.APPEND: lambda machine: _extend(machine, [machine.stack.pop()]),
-    pickle.APPENDS: lambda machine: _extend(machine, machine.items()),
-    pickle.SETITEM: lambda machine: _set(machine, [machine.stack.pop(-2), machine.stack.pop()]),
-    pickle.SETITEMS: lambda machine: _set(machine, machine.items()),
+    pickle.APPEND: lambda machine: extend(machine, [machine.stack.pop()]),
+    pickle.APPENDS: lambda machine: extend(machine, machine.items()),
+    pickle.SETITEM: lambda machine: set_items(machine, [machine.stack.pop(-2), machine.stack.pop()]),
+    pickle.SETITEMS: lambda machine: set_items(machine, machine.items()),
     pickle.MARK: _mark,
     pickle.TUPLE: lambda machine: machine.push(tuple(machine.items())),
     pickle.TUPLE1: lambda machine: machine.tuple_of(1),

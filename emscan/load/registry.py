@@ -8,32 +8,41 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from emscan.load.source import RefusalError, Source, UnsafeError
+
+if TYPE_CHECKING:
+    import torch
+from emscan.report.document import Misfit
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user allows and where tensors go."""
+    """What the user allows and where tensors go. ``partial``: weights that fill a part of a model are enough.
+
+    ``weights_only``: the architecture comes from elsewhere, so that of a pickled module only the tensors are wanted.
+    """
 
     trust: bool
     device: torch.device
+    partial: bool = False
+    weights_only: bool = False
 
 
 @dataclass
 class Content:
     """What a file holds: ``value`` a module, or nested containers of tensors that `weights` makes sense of.
 
-    ``sha256``: of all files that were read, where there were more than the one.
+    ``sha256``: of all files that were read, where there were more than the one. ``misfit``: what of a module's weights
+    did not fit, where that was allowed.
     """
 
     value: Any
     trusted: bool = False
     notes: list[str] = field(default_factory=list)
     sha256: str | None = None
+    misfit: Misfit | None = None
 
 
 class Format(ABC):
@@ -42,6 +51,7 @@ class Format(ABC):
     name: ClassVar[str]  # what `model.format` of the report says
     title: ClassVar[str]  # with its article, for messages
     suffixes: ClassVar[tuple[str, ...]] = ()
+    folders: ClassVar[bool] = False  # the file stands for a folder, and is never one of its shards
     either: ClassVar[bool] = False  # a module or weights; the report's format name then says which
 
     @abstractmethod

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
-import io
 import os
 import stat
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 ZIP_MAGIC = b"PK\x03\x04"
+_HEAD = 1 << 16
 
 
 class RefusalError(Exception):
@@ -28,37 +31,60 @@ class UnsafeError(RefusalError):
     """Loading would run, or might run, code that the file chooses; the user may overrule this with --trust."""
 
 
-@dataclass(frozen=True)
 class Source:
-    """One file in memory. ``names``: the entries of a readable zip archive, None for any other file. ``folder``: the
-    folder that the user gave, where the file is what describes it."""
+    """One file. Its first bytes tell the format; ``data``, all of them, is read once and only when it is asked for.
 
-    path: str
-    data: bytes
-    sha256: str
-    names: tuple[str, ...] | None
-    folder: Path | None = None
+    ``head``: the first bytes, ``size``: bytes in all, ``names``: the entries of a readable zip archive, None for any
+    other file. ``folder``: the folder that the user gave, where the file is what describes it. What is checked and
+    loaded is ``data`` alone: a file that changes between the two is refused.
+    """
+
+    def __init__(self, path: str, folder: Path | None = None) -> None:
+        self.path = path
+        self.folder = folder
+        with readable():
+            file, self.size = open_regular(path)
+            with file:
+                self._identity = _identity(file)
+                self.head = file.read(_HEAD)
+                self.names = zip_names(file) if self.head.startswith(ZIP_MAGIC) else None
 
     @classmethod
-    def read(cls, path: str) -> Source:
-        """Read the regular file at ``path`` whole; raises RefusalError where that is not possible."""
-        try:
-            # O_NONBLOCK: opening a named pipe must not wait for a writer.
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-            with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise RefusalError("it is no regular file", "give the path of a model file")
-                data = file.read(status.st_size)
-        except FileNotFoundError:
-            raise RefusalError("there is no such file", "check the path") from None
-        except PermissionError:
-            raise RefusalError("permission to read it is denied", "check the rights of the file") from None
-        except MemoryError:
-            raise RefusalError("it is larger than the memory that is free") from None
-        except (OSError, ValueError) as error:
-            raise RefusalError(f"it cannot be read ({brief(error)})", "check the path") from None
-        return cls(path, data, hashlib.sha256(data).hexdigest(), zip_names(data))
+    def read(cls, path: str, folder: Path | None = None) -> Source:
+        """Open the regular file at ``path``; raises RefusalError where that is not possible."""
+        return cls(path, folder)
+
+    @functools.cached_property
+    def data(self) -> bytes:
+        """The bytes of the file. Raises RefusalError where they do not fit in memory or have changed."""
+        if self.size == len(self.head):
+            return self.head
+        if self.size > free_memory():
+            raise RefusalError(f"it has {self.size:,} bytes, more than the memory that is free", "free some memory")
+        with readable():
+            file, _ = open_regular(self.path)
+            with file:
+                same = _identity(file) == self._identity
+                data = file.read(self.size)
+        if not same or len(data) != self.size or not data.startswith(self.head):
+            raise RefusalError("it changed while it was read", "try again when nothing writes to it")
+        return data
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The digest of ``data``."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    @functools.cached_property
+    def last(self) -> bytes:
+        """The last byte."""
+        if self.size == len(self.head):
+            return self.head[-1:]
+        with readable():
+            file, size = open_regular(self.path)
+            with file:
+                file.seek(max(0, size - 1))
+                return file.read(1)
 
     @property
     def suffix(self) -> str:
@@ -70,12 +96,52 @@ class Source:
         return tuple(name.partition("/")[2] for name in self.names or ())
 
 
-def zip_names(data: bytes) -> tuple[str, ...] | None:
-    """Return the names of the entries where ``data`` is a readable zip archive, else None."""
-    if not data.startswith(ZIP_MAGIC):
-        return None
+def _identity(file: BinaryIO) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that can be had without pushing anything out, as far as the system tells."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return sys.maxsize
+
+
+def open_regular(path: str) -> tuple[BinaryIO, int]:
+    """Open the regular file at ``path`` for reading; returns it and its bytes. Raises RefusalError, or OSError."""
+    # O_NONBLOCK: opening a named pipe must not wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise RefusalError("it is no regular file", "give the path of a model file")
+    return os.fdopen(descriptor, "rb"), status.st_size
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Turn what opening and reading a file raises into a RefusalError."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        yield
+    except FileNotFoundError:
+        raise RefusalError("there is no such file", "check the path") from None
+    except PermissionError:
+        raise RefusalError("permission to read it is denied", "check the rights of the file") from None
+    except MemoryError:
+        raise RefusalError("it is larger than the memory that is free") from None
+    except (OSError, ValueError) as error:
+        raise RefusalError(f"it cannot be read ({brief(error)})", "check the path") from None
+
+
+def zip_names(file: BinaryIO) -> tuple[str, ...] | None:
+    """Return the names of the entries where ``file`` is a readable zip archive, else None."""
+    try:
+        with zipfile.ZipFile(file) as archive:
             return tuple(info.filename for info in archive.infolist())
     except Exception:  # a damaged directory raises half a dozen types
         return None

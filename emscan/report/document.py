@@ -232,6 +232,7 @@ class Layer:
     evidence: Evidence | None = None
     components: Components | None = None
     responsibility: Responsibility | None = None
+    source: str | None = None  # file:line of the code that runs the competition or gate, where that is not torch's
 
 
 @dataclass
@@ -264,6 +265,28 @@ class Coverage:
 
 
 @dataclass
+class Mismatch:
+    """A tensor whose shape in the file is not that in the model."""
+
+    name: str
+    file: list[int]
+    model: list[int]
+
+
+@dataclass
+class Misfit:
+    """What of a file and its architecture did not fit (--partial): ``missing`` tensors keep what the model began with.
+
+    ``loaded``: how many tensors came from the file; ``unexpected`` ones are the file's alone.
+    """
+
+    loaded: int
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[Mismatch] = field(default_factory=list)
+
+
+@dataclass
 class ModelInfo:
     """Where the model came from. ``path`` is as the user gave it; None for a live module."""
 
@@ -273,6 +296,9 @@ class ModelInfo:
     parameters: int = 0
     trusted: bool = False
     weights: bool = True  # False where there are none: only structure can be told, nothing is measured
+    target: str | None = None  # the architecture that --model named
+    arguments: dict[str, Any] = field(default_factory=dict)  # that --model-arg gave it
+    partial: Misfit | None = None
 
 
 @dataclass
@@ -318,6 +344,84 @@ class Finding:
     components: list[int] = field(default_factory=list)
     fingerprint: str = ""
     help: str = ""
+    suppressed: str | None = None  # why it does not count: "ignore: ..." or "limit: ..." of a policy, or "baseline"
+
+
+@dataclass
+class Limit:
+    """A limit of a policy, by its ``name`` there, e.g. max-dead; ``value`` None: none.
+
+    ``share``: the value is a share, of a row's components or of what the rule's page says. ``layers``: globs of the rows
+    that it is for, None for all; of several limits for a row the last one holds.
+    """
+
+    name: str
+    value: float | None
+    share: bool = False
+    layers: list[str] | None = None
+
+
+@dataclass
+class PolicyInfo:
+    """What `emscan check` judged the report by. ``source``: the file, None without one."""
+
+    source: str | None = None
+    select: list[str] = field(default_factory=list)
+    ignore: list[str] = field(default_factory=list)
+    fail_on: list[str] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+
+
+@dataclass
+class Rows:
+    """Rows of a tensor along its first axis; ``rows`` are indices, of ``count``."""
+
+    name: str
+    count: int
+    rows: list[int]
+
+
+@dataclass
+class Copies:
+    """Rows of a tensor that equal each other bit for bit: groups of indices, of ``count``."""
+
+    name: str
+    count: int
+    groups: list[list[int]]
+
+
+@dataclass
+class NotFinite:
+    """Numbers of NaN and of infinities in a tensor."""
+
+    name: str
+    nan: int
+    inf: int
+
+
+@dataclass
+class Hint:
+    """A tensor whose shape, and that of its neighbours, is what a router or a codebook would have. It is no claim."""
+
+    name: str
+    shape: list[int]
+    could_be: str
+    why: str
+
+
+@dataclass
+class WeightsOnly:
+    """What can be said of tensors without an architecture: nothing was run."""
+
+    tensors: int
+    bytes: int
+    dtypes: dict[str, int]
+    zero_rows: list[Rows] = field(default_factory=list)
+    duplicate_rows: list[Copies] = field(default_factory=list)
+    equal_tensors: list[list[str]] = field(default_factory=list)
+    not_finite: list[NotFinite] = field(default_factory=list)
+    hints: list[Hint] = field(default_factory=list)
+    command: str = ""  # what to try next
 
 
 @dataclass
@@ -333,6 +437,8 @@ class Report:
     coverage: Coverage = field(default_factory=Coverage)
     summary: Summary = field(default_factory=Summary)
     findings: list[Finding] = field(default_factory=list)
+    weights: WeightsOnly | None = None  # where there was no architecture
+    policy: PolicyInfo | None = None  # where `emscan check` judged it
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data; numbers that are not finite become None."""

@@ -151,7 +151,13 @@ def notice(report: Report) -> str | None:
     """Return what every number of this report has to be read with."""
     if structure_only(report):
         return "structure only: no weights, so no statistics"
+    if report.weights is not None:
+        return "WEIGHTS ONLY: there is no architecture, nothing was run; this is of numbers and shapes alone."
     said = []
+    if report.model.partial is not None:
+        gone = len(report.model.partial.missing) + len(report.model.partial.mismatched)
+        if gone:
+            said.append(f"PARTIAL WEIGHTS: {gone:,} tensors of the model are not from the file.")
     if report.probe.partial:
         batches, samples = report.probe.batches, report.probe.samples
         said.append(
@@ -168,7 +174,7 @@ def closing(report: Report) -> list[str]:
     s = report.summary
     rows = s.em + s.soft + s.hard
     if not report.layers:
-        advice = next((f"To do: {f.help}." for f in report.findings if f.rule == "EM902" and f.help), None)
+        advice = next((f"To do: {f.help}" for f in report.findings if f.rule == "EM902" and f.help), None)
         return ["Nothing was classified: this audit is inconclusive.", *([advice] if advice else [])]
     lines = [_structure_line(report, rows), _dead_line(report), _sampled_line(report)]
     if s.status == "inconclusive":

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from emscan.report import phrases
+from emscan.report import phrases, weights
 from emscan.report.document import Finding, Report
 from emscan.report.fold import Line
 from emscan.report.notices import Notice, notices
@@ -44,6 +44,8 @@ def renderable(report: Report, width: int, *, all_layers: bool = False, layers: 
         parts.append(Text(warned, style="bold yellow"))
     if lines:
         parts.append(_table(report, lines, width))
+    if report.weights is not None:
+        parts.append(weights.renderable(report.weights, width, everything=all_layers))
     chosen = bool(layers)
     left = [Text(line, style="dim") for line in phrases.left_out(report, lines, all_layers=all_layers, chosen=chosen)]
     found = _findings(notices(report, lines, chosen=chosen), width)
@@ -76,8 +78,10 @@ def render_html(report: Report) -> str:
         + "</tr>"
         for row in _cells(report, lines)
     )
+    loose = weights.lines(report.weights) if report.weights is not None else ()
     said = [
         phrases.notice(report),
+        *(" ".join(part for part in line if part) for line in loose),
         *phrases.left_out(report, lines),
         *(f"{n.rule} {n.level} {n.text}" for n in found[:_FINDINGS]),
         _rest(found),
@@ -94,7 +98,8 @@ def _heading(report: Report) -> str:
     model = report.model
     name = model.path or "model"
     trust = ", TRUSTED (code in the file may have run)" if model.trusted else ""
-    return f"{name}: {model.format}, {model.parameters:,} parameters{trust}"
+    loose = f", {weights.summary(report.weights)}" if report.weights is not None else ""
+    return f"{name}: {model.format}, {model.parameters:,} parameters{loose}{trust}"
 
 
 def _columns(report: Report) -> tuple[int, ...]:

@@ -128,7 +128,7 @@ def test_nested_dicts_become_dotted_names(saved):
         ({"net": {"w": torch.ones(1)}, "head": {"w": torch.ones(1)}}, ["net.w", "head.w"]),
         ({"encoder": {"w": torch.ones(1)}}, ["encoder.w"]),
         ({"model": 3, "w": torch.ones(1)}, ["w"]),
-        ({0: torch.ones(1), "b": [torch.ones(1)]}, ["0"]),
+        ({0: torch.ones(1), "b": [torch.ones(1)]}, ["0", "b.0"]),
     ],
 )
 def test_where_the_weights_are_found(saved, value, names):
@@ -165,7 +165,7 @@ def test_weights_that_do_not_fit(code, weights, saved, change, message):
         load(path, model_target=f"{code}:Net")
     assert str(caught.value) == (
         f"cannot load {path}: its weights do not fit {code}:Net: {message}; "
-        "name the architecture that they were saved from with --model"
+        "name the architecture that they were saved from with --model, or pass --partial to audit what fits"
     )
 
 
@@ -185,8 +185,8 @@ FORMS = "write --model package.module:callable or --model path/to/file.py:callab
         (
             "CODE:needs",
             UsageError,
-            "--model CODE:needs cannot be called without arguments (needs() missing 1 required positional argument: "
-            "'width'); name a function that needs none",
+            "--model CODE:needs cannot be called without arguments (missing a required argument: 'width'): it is "
+            "needs(width); give --model-arg NAME=VALUE for each that it needs",
         ),
         (
             "CODE:broken",

@@ -133,7 +133,8 @@ def drop(folder: Path, name: str) -> None:
 def test_weights_that_lack_some_are_refused(copied) -> None:
     drop(copied, "model.layers.1.mlp.up_proj.weight")
     assert refusal(copied) == (
-        "its weights do not fill a LlamaForCausalLM: they lack model.layers.1.mlp.up_proj.weight; check the folder"
+        "its weights do not fill a LlamaForCausalLM: 1 missing (model.layers.1.mlp.up_proj.weight); check the folder, "
+        "or pass --partial to audit what fits"
     )
 
 
