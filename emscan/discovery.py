@@ -15,6 +15,7 @@ from emscan.classify import Classification, Row, classify
 from emscan.classify.coverage import COMPETITIVE
 from emscan.classify.declared import Declared, declared
 from emscan.classify.evidence import gather
+from emscan.classify.site import Site
 from emscan.measure import Meter, meter_for
 from emscan.measure.answers import Answers
 from emscan.measure.limits import Room
@@ -316,6 +317,7 @@ def _layer(index: int, measured: _Measured, samples: int) -> Layer:
     em = site.verdict == "em"
     layer.conditions = Conditions(True, em, em and site.differentiable)
     layer.evidence = measured.evidence
+    layer.source = _source(site)
     layer.flags = list(dict.fromkeys(flag for s in row.sites for flag in s.flags))
     notes = [row.note] if row.note else []
     if site.sink:
@@ -337,3 +339,13 @@ def _layer(index: int, measured: _Measured, samples: int) -> Layer:
                 filter(None, [layer.note, "the number of units changes with the input: not measured"])
             )
     return layer
+
+
+def _source(site: Site) -> str | None:
+    """Return ``file:line`` of the code that runs a site; below the working directory from there, as reports travel."""
+    where = next((call.where for call in sorted(site.members, key=lambda call: call.id) if call.where), None)
+    if where is None:
+        return None
+    with contextlib.suppress(OSError):  # the working directory may be gone
+        where = where.removeprefix(f"{Path.cwd()}{os.sep}")
+    return where

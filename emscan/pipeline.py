@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,12 +20,15 @@ from emscan import rules
 from emscan._version import __version__
 from emscan.classify.objective import OBJECTIVES
 from emscan.discovery import Audit
-from emscan.errors import EmscanError, ModelError, UsageError
+from emscan.errors import EmscanError, ModelError, ProbeError, UsageError
+from emscan.limits import ceiling
 from emscan.load import LoadedModel
-from emscan.load.target import user_error
+from emscan.load.suggest import command
+from emscan.load.target import MODEL
 from emscan.load.unsafe import foreign_code
 from emscan.probe import Batch, Probe, from_python, open_probe
 from emscan.probe.configured import configured, has_configuration
+from emscan.probe.misfit import IdRanges, explain
 from emscan.report.document import (
     ModelInfo,
     ProbeInfo,
@@ -37,6 +40,7 @@ from emscan.state import undisturbed, unwrapped
 from emscan.trace.footprint import activation_bytes
 from emscan.trace.leaves import named_state
 from emscan.trace.record import named_inputs
+from emscan.weights_only import examine
 
 Progress = Callable[[int, int | None, int], None]
 Hold = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -67,7 +71,9 @@ def run(
         raise UsageError(f"unknown objective {objective!r}", f"use one of {', '.join(OBJECTIVES)}")
     limits = thresholds or Thresholds()
     if loaded.module is None:
-        return _finished(_blank(loaded, probe, device, limits))
+        report = _blank(loaded, probe, device, limits)
+        report.weights = examine(loaded.weights or {}, command(loaded.info.path or "", loaded.weights or ()))
+        return _finished(report)
     model = _unwrapped(loaded.module)
     audit = Audit(model, limits, objective, loaded.info.weights)
     quiet = foreign_code() if loaded.info.path is not None else contextlib.nullcontext()
@@ -76,7 +82,7 @@ def run(
     report = _blank(loaded, probe, device, limits)
     done, stopped = _Done(), None
     try:
-        with undisturbed(model, seed), quiet, running(model):
+        with undisturbed(model, seed), quiet, running(model), _ceiling(loaded, max_memory, device):
             _through(probe, audit, done, max_memory, loaded.info.path is not None, progress, hold)
     except KeyboardInterrupt as stop:
         if not done.batches or type(stop) is not KeyboardInterrupt:  # a subclass: whoever raised it waits for nothing
@@ -109,7 +115,9 @@ def _through(
     """Run the whole probe: look at the structure of the first batch, measure all of them."""
     if progress is not None:
         progress(0, probe.total_batches, 0)
+    ids = IdRanges(audit.model)
     for batch in probe:
+        ids.check(batch)
         with hold() if done.batches else contextlib.nullcontext():
             try:
                 measured = False
@@ -124,7 +132,7 @@ def _through(
             except Exception as error:
                 if _own(error):
                     raise
-                raise _model_error(error, batch) from error
+                raise _model_error(error, audit.model, batch) from error
             done.batches, done.samples = done.batches + 1, done.samples + batch.samples
         if not audit.weights:
             return  # what further batches would bring is numbers
@@ -140,6 +148,8 @@ def probe_for(
     seed: int = 0,
     device: str = "cpu",
     trust: bool = False,
+    arguments: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Probe:
     """Return the probe that ``spec`` names, as `open_probe`; for structure alone a few samples are enough."""
     with running(module):
@@ -147,7 +157,10 @@ def probe_for(
             made = configured(module, _STRUCTURE, seed)
             info = ProbeInfo(f"synthetic: {made.describe()}", synthetic=True, seed=seed)
             return Probe(info, lambda: iter([Batch((), made.values, None, made.samples)]), 1)
-        return open_probe(spec, module, batch_size=batch_size, seed=seed, device=device, trust=trust)
+        return open_probe(
+            spec, module, batch_size=batch_size, seed=seed, device=device, trust=trust, arguments=arguments,
+            folder=folder,
+        )  # fmt: skip
 
 
 def running(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -165,11 +178,16 @@ def _own(error: Exception) -> bool:
     return raised.startswith(str(Path(__file__).parent))
 
 
-def _model_error(error: Exception, batch: Batch) -> EmscanError:
+def _model_error(error: Exception, model: nn.Module, batch: Batch) -> EmscanError:
+    """Return what a raise in the model comes to: a probe that does not fit, where operands show it, or the raise."""
+    said = explain(model, batch, error)
+    if said is not None:
+        return ProbeError(*said)
     inputs = named_inputs(batch.args, batch.kwargs).values()
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in list(inputs)[:4])
-    found = user_error(error, "running the model")
-    return ModelError(found.message, f"the probe gave tensors of shape {shapes}; check that --probe fits the model")
+    found = MODEL.error(error, "running the model", named=False)
+    found.hint = f"the probe gave tensors of shape {shapes}; check that --probe fits the model"
+    return found
 
 
 def _blank(loaded: LoadedModel, probe: Probe | None, device: str, thresholds: Thresholds) -> Report:
@@ -202,13 +220,25 @@ def _check_memory(model: nn.Module, batch: Batch, limit: int | None, *, from_fil
     if limit is None and not from_file:
         return
     needed = activation_bytes(model, batch.args, batch.kwargs)
-    allowed = limit if limit is not None else _free_memory() // 2
+    allowed = allowed_memory(limit)
     if needed is not None and needed > allowed:
         raise ModelError(
             f"one batch of {batch.samples} samples needs about {needed / 2**20:,.0f} MiB of activations, "
             f"{allowed / 2**20:,.0f} MiB are allowed",
             "use a smaller --batch-size or a larger --max-memory",
         )
+
+
+def allowed_memory(limit: int | None) -> int:
+    """Return the bytes that activations may take: what the user says, or half of what is free."""
+    return limit if limit is not None else _free_memory() // 2
+
+
+def _ceiling(loaded: LoadedModel, limit: int | None, device: str) -> contextlib.AbstractContextManager[None]:
+    """Let no run of a file's model take much more than that from the system, where shapes alone could not tell."""
+    if loaded.info.path is None or torch.device(device).type != "cpu":
+        return contextlib.nullcontext()
+    return ceiling(allowed_memory(limit))
 
 
 def _free_memory() -> int:
@@ -259,8 +289,9 @@ def _as_module(model: Any) -> nn.Module:
         try:
             return model.module()
         except Exception as error:  # a part called "code", for one, which torch's graphs use for themselves
-            found = user_error(error, "unpacking the exported program")
-            raise ModelError(found.message, "audit the module that it was exported from") from error
+            found = MODEL.error(error, "unpacking the exported program", named=False)
+            found.hint = "audit the module that it was exported from"
+            raise found from error
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"cannot audit a {type(model).__name__}", "give an nn.Module, a ScriptModule or an ExportedProgram"

@@ -25,7 +25,7 @@ from emscan.classify.losses import (
 )
 from emscan.classify.owners import owner_of
 from emscan.classify.site import Site
-from emscan.errors import UsageError
+from emscan.errors import ProbeError, UsageError
 from emscan.trace.graph import Call, Trace, Value
 
 OBJECTIVES = ("auto", "cross-entropy", "bce", "free-energy", "none")
@@ -98,10 +98,27 @@ def resolve(
             )
         if scores.shape[axis] < 2:
             raise UsageError("the model returns one score, so no classes compete", "use --objective bce")
+        _check_classes(all_targets if all_targets is not None else targets, scores.shape[axis])
         return _cross_entropy(scores, axis, trace, sites, "as asked", targets, says)
     if name == "bce":
         return _binary(scores, trace, sites, "as asked", targets)
     return _free_energy(scores, sites)
+
+
+def _check_classes(targets: Tensor | None, count: int) -> None:
+    """Raise ProbeError for targets that name no class of ``count``; -100 is what torch's cross-entropy ignores."""
+    if targets is None or targets.is_meta:
+        return
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        held = str(targets.dtype).removeprefix("torch.")
+        raise ProbeError(f"cross-entropy takes integer targets, the probe's hold {held}", "give one class per sample")
+    named = targets[targets != -100]
+    if named.numel() and not 0 <= int(named.min()) <= int(named.max()) < count:
+        raise ProbeError(
+            f"the probe's targets name classes from {int(named.min()):,} to {int(named.max()):,}, "
+            f"the model has {count:,} scores (0 to {count - 1:,})",
+            "number the classes as in training",
+        )
 
 
 def _automatic(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emscan.errors import ProbeError, UsageError
+from emscan.probe.layout import fixed_batch
 from emscan.report.document import ProbeInfo
 
 MOST_SAMPLES = 1024  # per batch, where the user asks for no batch size
@@ -36,12 +37,14 @@ class Batch:
 class Probe:
     """What the model is run on: iterable over `Batch`; ``info`` is filled while iterating.
 
-    ``total_batches`` is None where the length of the user's iterable is unknown. Raises ProbeError where there is no
-    sample, or where a one-shot iterator is asked for a second pass.
+    ``total_batches`` is None where the length of the user's iterable is unknown. ``notes`` say what is odd about it.
+    Raises ProbeError where there is no sample, or where a one-shot iterator is asked for a second pass.
     """
 
     def __init__(self, info: ProbeInfo, passes: Callable[[], Iterator[Batch]], total_batches: int | None) -> None:
         self.info = info
+        self.notes: list[str] = []
+        self.look: Callable[[Batch, int], list[str]] | None = None  # gives notes on a batch; how many samples before it
         self.total_batches = total_batches
         self._passes = passes
 
@@ -49,6 +52,8 @@ class Probe:
         """Start one pass; the largest pass counts in ``info``, so that a look at the first batch changes nothing."""
         samples = batches = 0
         for batch in self._passes():
+            if self.look is not None:
+                self.notes += self.look(batch, samples)
             samples, batches = samples + batch.samples, batches + 1
             self.info.samples = max(self.info.samples, samples)
             self.info.batches = max(self.info.batches, batches)
@@ -105,11 +110,16 @@ class Placing:
 
 
 def check_samples(batch: Batch, names: dict[int, str], where: str, axis: int = 0) -> None:
-    """Raise ProbeError unless all tensors have one length along the sample axis; ``names``: id -> name of a tensor."""
+    """Raise ProbeError unless all tensors have one length along the sample axis; ``names``: id -> name of a tensor.
+
+    A tensor without axes goes to every sample, where others have some.
+    """
     lengths = {}
     for index, tensor in enumerate(batch.tensors()):
         name = names.get(id(tensor), f"tensor {index}")
         at = 0 if tensor is batch.targets else axis
+        if not tensor.ndim and tensor is not batch.targets and batch.samples:
+            continue
         if tensor.ndim <= at:
             raise ProbeError(f"{where}: {name} has no sample axis", "put the samples on axis 0")
         lengths[name] = tensor.shape[at]
@@ -134,6 +144,23 @@ def check_batch_size(size: int | None) -> None:
         raise UsageError(f"--batch-size {size} is not positive", "give 1 or more")
 
 
+def fixed_step(module: nn.Module, size: int | None, samples: int) -> int | None:
+    """Return the batch size that an exported program insists on, None for other models; raises where it cannot be."""
+    fixed = fixed_batch(module)
+    if fixed is None:
+        return None
+    if size not in (None, fixed):
+        raise UsageError(
+            f"--batch-size {size}: the exported program takes exactly {fixed} samples at a time", "leave it out"
+        )
+    if samples % fixed:
+        raise ProbeError(
+            f"the exported program takes exactly {fixed} samples at a time and the probe has {samples}",
+            f"give a multiple of {fixed}, or export with a dynamic batch dimension",
+        )
+    return fixed
+
+
 def count_batches(samples: int, size: int) -> int:
     """Return the number of batches of ``size`` samples, the last one possibly smaller."""
     return -(-samples // size)
@@ -145,7 +172,7 @@ def part(batch: Batch, start: int, length: int, axis: int = 0) -> Batch:
 
     def view(tensor: Tensor) -> Tensor:
         if id(tensor) not in views:
-            views[id(tensor)] = tensor.narrow(axis, start, length)
+            views[id(tensor)] = tensor.narrow(axis, start, length) if tensor.ndim else tensor
         return views[id(tensor)]
 
     targets = None if batch.targets is None else batch.targets.narrow(0, start, length)

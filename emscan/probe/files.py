@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import math
+import os
 import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +21,15 @@ from torch import Tensor
 
 from emscan.errors import ProbeError
 from emscan.load.registry import Options, detect, formats
-from emscan.load.source import RefusalError, Source, brief, listing
+from emscan.load.source import ZIP_MAGIC, RefusalError, Source, brief, listing
 
 DAMAGED = "save it again"
 PLAIN = "save plain arrays of numbers"
 _UNPACKED_FACTOR = 128  # an .npz may unpack to this many times its size: images are sparse, bombs are not
 _UNPACKED_FLOOR = 2**26
+_LONGEST_HEADER = 10_000  # bytes, as numpy itself allows
+_LOCAL_HEADER = 30  # bytes of a zip entry's own header, before its name
+_ENCRYPTED = 1
 _WIDER = {"u2": np.int32, "u4": np.int64, "u8": np.int64}  # torch computes little in unsigned types beyond bytes
 
 
@@ -90,11 +95,13 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _read_npy(path: str, _trust: bool) -> Tensor:
     with Path(path).open("rb") as file:
-        shape, _, dtype = _npy_header(file)
-        _check_size(shape, dtype, Path(path).stat().st_size - file.tell())
-    if 0 in shape:  # nothing to map
-        return to_tensor(np.empty(shape, dtype))
-    return to_tensor(np.lib.format.open_memmap(path, mode="c"))  # a batch's pages are read when it is cut
+        shape, fortran, dtype = _npy_header(file)
+        _check_size(shape, dtype, os.fstat(file.fileno()).st_size - file.tell())
+        if 0 in shape:  # nothing to map
+            return to_tensor(np.empty(shape, dtype))
+        order: Literal["F", "C"] = "F" if fortran else "C"
+        # The file that was checked, not the path again. A batch's pages are read when it is cut.
+        return to_tensor(np.memmap(file, dtype, mode="c", offset=file.tell(), shape=shape, order=order))
 
 
 def _read_npz(path: str, _trust: bool) -> dict[str, Tensor]:
@@ -104,11 +111,33 @@ def _read_npz(path: str, _trust: bool) -> dict[str, Tensor]:
         for entry in archive.infolist():
             if not entry.filename.endswith(".npy"):
                 raise RefusalError(f"{listing([entry.filename])} in it is no array", "write it with numpy.savez")
-            budget -= entry.file_size
+            name = entry.filename.removesuffix(".npy")
+            budget -= entry.file_size  # of every entry: those of a hostile archive share their bytes
             if budget < 0:
                 raise RefusalError("it unpacks to far more bytes than it has", "write it with numpy.savez")
-            tensors[entry.filename.removesuffix(".npy")] = _npy_tensor(archive.read(entry))
+            if entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & _ENCRYPTED:
+                tensors[name] = _mapped_entry(path, entry)
+                continue
+            tensors[name] = _npy_tensor(archive.read(entry))
     return tensors
+
+
+def _mapped_entry(path: str, entry: zipfile.ZipInfo) -> Tensor:
+    """Return an entry that is stored as it is, mapped: a batch's pages are read when it is cut."""
+    with Path(path).open("rb") as file:
+        file.seek(entry.header_offset)
+        header = file.read(_LOCAL_HEADER)
+        if len(header) < _LOCAL_HEADER or header[:4] != ZIP_MAGIC:
+            raise RefusalError(f"it is damaged ({listing([entry.filename])} is not where the archive says)", DAMAGED)
+        named, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+        start = file.seek(entry.header_offset + _LOCAL_HEADER + named + extra)
+        shape, fortran, dtype = _npy_header(file)
+        held = min(start + entry.compress_size, Path(path).stat().st_size) - file.tell()
+        _check_size(shape, dtype, held)
+        if 0 in shape:  # nothing to map
+            return to_tensor(np.empty(shape, dtype))
+        order: Literal["F", "C"] = "F" if fortran else "C"
+        return to_tensor(np.memmap(path, dtype, mode="c", offset=file.tell(), shape=shape, order=order))
 
 
 def _npy_tensor(data: bytes) -> Tensor:
@@ -123,11 +152,26 @@ def _npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise RefusalError("it holds structured arrays", PLAIN)
+    _check_literal(stream, 2 if version == (1, 0) else 4)
     one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
     shape, fortran, dtype = (one if version == (1, 0) else two)(stream)
     if dtype.hasobject:
         raise RefusalError("it holds pickled Python objects, which emscan does not load", PLAIN)
     return tuple(shape), fortran, dtype
+
+
+def _check_literal(stream: Any, width: int) -> None:
+    """Require that a header is a literal: numpy takes minutes to mend one of some kilobytes that is none."""
+    start = stream.tell()
+    size = int.from_bytes(stream.read(width), "little")
+    text = stream.read(min(size, _LONGEST_HEADER + 1))
+    stream.seek(start)
+    try:
+        if len(text) > _LONGEST_HEADER:
+            raise ValueError("it is too long")
+        ast.literal_eval(text.decode("latin1"))
+    except Exception:  # several types, by what is wrong with it
+        raise RefusalError("its header is malformed", DAMAGED) from None
 
 
 def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], held: int) -> None:

@@ -18,6 +18,7 @@ _IMAGES = (32, 28, 64, 8, 16, 96, 224, 128, 48, 12, 14, 20, 24, 40, 56, 80, 112,
 _VOLUMES = (16, 8, 32, 64, 10, 20)
 _WIDE_KERNEL = 7  # stems with such kernels or strides are made for large images
 _LONGEST_TABLE = 4096
+_LARGEST = 2**24  # elements of one sample
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,33 @@ def guesses(module: nn.Module) -> list[list[Guess]]:
     found = []
     for name, layer in module.named_modules():
         parameters = list(layer.parameters(recurse=False))
-        if not parameters or (isinstance(layer, nn.PReLU) and layer.num_parameters == 1):
+        if not parameters or (isinstance(layer, nn.PReLU) and getattr(layer, "num_parameters", 0) == 1):
             continue
         origin = name or type(layer).__name__
-        shapes = next((make for kinds, make in _BY_CLASS if isinstance(layer, kinds)), _of_parameters)
-        unique = dict.fromkeys(Guess(g.shape, g.high, g.axis, origin) for g in shapes(layer, lengths))
+        unique = dict.fromkeys(Guess(g.shape, g.high, g.axis, origin) for g in _of_layer(layer, lengths))
         found.append(list(unique))
     return found
 
 
+def _of_layer(layer: nn.Module, lengths: list[int]) -> list[Guess]:
+    """Return the guesses for one layer by its class, or by its parameters alone where its own numbers are no sizes."""
+    shapes = next((make for kinds, make in _BY_CLASS if isinstance(layer, kinds)), _of_parameters)
+    try:
+        found = list(shapes(layer, lengths))
+    except Exception:  # attributes of a file: missing, of another type, negative
+        found = list(_of_parameters(layer, lengths))
+    return [guess for guess in found if _plausible(guess)]
+
+
+def _plausible(guess: Guess) -> bool:
+    sizes = (*guess.shape, 1 if guess.high is None else guess.high)
+    return all(type(size) is int and 0 < size < 2**31 for size in sizes) and math.prod(guess.shape) <= _LARGEST
+
+
 def _lengths(module: nn.Module) -> list[int]:
     """Return sequence lengths to try: first the sizes of what looks like position tables."""
-    tables = [layer.num_embeddings for layer in module.modules() if isinstance(layer, nn.Embedding)]
+    weights = [getattr(layer, "weight", None) for layer in module.modules() if isinstance(layer, nn.Embedding)]
+    tables = [weight.shape[0] for weight in weights if isinstance(weight, Tensor) and weight.ndim]
     found = [size for size in tables if size < max(tables)]  # the largest is the vocabulary
     for layer in module.modules():
         if isinstance(layer, torch.jit.ScriptModule) or any(isinstance(layer, kinds) for kinds, _ in _BY_CLASS):
@@ -70,7 +86,7 @@ def _lengths(module: nn.Module) -> list[int]:
 
 
 def _linear(layer: nn.Linear, lengths: list[int]) -> Iterator[Guess]:
-    yield from _features(layer.in_features, lengths)
+    yield from _features(layer.weight.shape[1], lengths)
 
 
 def _features(width: int, lengths: list[int]) -> Iterator[Guess]:
@@ -93,9 +109,11 @@ def _conv(layer: Any, lengths: list[int]) -> Iterator[Guess]:
         sizes = (*sizes, *lengths)
     if layer.transposed:
         sizes = (8, 4, 1, *sizes)
-    yield from _grid(layer.in_channels, axes, sizes)
-    yield from (Guess((*[size] * axes, layer.in_channels)) for size in sizes)
-    if layer.in_channels == 1:
+    # What the weights say: a file's attributes may say anything.
+    channels = layer.weight.shape[0] if layer.transposed else layer.weight.shape[1] * layer.groups
+    yield from _grid(channels, axes, sizes)
+    yield from (Guess((*[size] * axes, channels)) for size in sizes)
+    if channels == 1:
         yield from (Guess((size,) * axes) for size in sizes)
         yield from (Guess((size**axes,)) for size in sizes)
 
@@ -105,7 +123,7 @@ def _grid(channels: int, axes: int, sizes: tuple[int, ...]) -> Iterator[Guess]:
 
 
 def _embedding(layer: nn.Embedding | nn.EmbeddingBag, lengths: list[int]) -> Iterator[Guess]:
-    yield from _ids(layer.num_embeddings, lengths)
+    yield from _ids(layer.weight.shape[0], lengths)
 
 
 def _ids(count: int, lengths: list[int]) -> Iterator[Guess]:

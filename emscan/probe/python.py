@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from emscan.errors import ProbeError, UsageError
-from emscan.load.source import RefusalError
+from emscan.errors import ProbeError
 from emscan.probe.batch import (
     Batch,
     Placing,
@@ -21,12 +19,13 @@ from emscan.probe.batch import (
     check_samples,
     count_batches,
     default_batch_size,
+    fixed_step,
     map_tensors,
     part,
     split,
 )
-from emscan.probe.files import to_tensor
-from emscan.probe.layout import fixed_batch, parameter_device, parameter_dtype, sequence_first
+from emscan.probe.layout import parameter_device, parameter_dtype, sequence_first
+from emscan.probe.objects import batched, named, with_tensors
 from emscan.probe.signature import Signature, match_named, match_ordered, signature
 from emscan.probe.trial import TRIAL, keeps_apart
 from emscan.probe.usercode import guarded_iterator
@@ -60,7 +59,7 @@ def any_probe(
 ) -> Probe:
     """Return the probe over a batch or an iterable of batches, whichever ``opened`` gives."""
     forward = signature(module)
-    inputs = _with_tensors(opened.values, parameter_dtype(module))
+    inputs = with_tensors(opened.values, parameter_dtype(module))
     if is_batch(inputs, forward):
         info.source = f"{info.source} {_described(inputs)}".rstrip()
         whole = to_batch(inputs, forward, "the input")
@@ -84,17 +83,8 @@ def whole_probe(
 
 def _step(whole: Batch, module: nn.Module, size: int | None, placing: Placing, axis: int) -> int | None:
     """Return the samples per batch, None where the batch cannot be split."""
-    fixed = fixed_batch(module)
+    fixed = fixed_step(module, size, whole.samples)
     if fixed is not None:
-        if size not in (None, fixed):
-            raise UsageError(
-                f"--batch-size {size}: the exported program takes exactly {fixed} samples at a time", "leave it out"
-            )
-        if whole.samples % fixed:
-            raise ProbeError(
-                f"the exported program takes exactly {fixed} samples at a time and the probe has {whole.samples}",
-                f"give a multiple of {fixed}, or export with a dynamic batch dimension",
-            )
         return fixed
     if size is not None:
         check_samples(whole, {}, "the input", axis)
@@ -119,11 +109,11 @@ def stream_probe(
     forward, dtype = signature(module), parameter_dtype(module)
 
     def passes() -> Iterator[Batch]:
-        values = opened()
+        values = batched(opened(), size)
         beside = _Targets(targets)
         for number, value in enumerate(guarded_iterator(values, info.source), start=1):
             where = f"batch {number} of the probe"
-            value = _with_tensors(value, placing.dtype or dtype)
+            value = with_tensors(named(value, forward), placing.dtype or dtype)
             if not isinstance(value, Tensor | PackedSequence | tuple | list | dict):
                 raise ProbeError(f"{where} is a {type(value).__name__}", _FORMS)
             batch = to_batch(value, forward, where, streamed=True)
@@ -132,7 +122,7 @@ def stream_probe(
             yield from map(placing.place, pieces)
         beside.close()
 
-    return Probe(info, passes, _length(opened.values) if size is None else None)
+    return Probe(info, passes, _length(batched(opened.values, size)) if size is None else None)
 
 
 def _length(values: Any) -> int | None:
@@ -210,15 +200,16 @@ def _counted(batch: Batch, names: dict[int, str], where: str, strict: bool) -> B
 
 def _aligned(batch: Batch, axis: int = 0) -> bool:
     """Whether all tensors share the sample axis, so that the batch can be split."""
-    return all(t.ndim > axis and t.shape[axis] == batch.samples for t in batch.tensors()) and not any(
+    shared = [t for t in batch.tensors() if t.ndim or t is batch.targets]  # one entry goes to every sample
+    return bool(shared) and all(t.ndim > axis and t.shape[axis] == batch.samples for t in shared) and not any(
         isinstance(item, PackedSequence) for item in batch.args
-    )
+    )  # fmt: skip
 
 
 def _with_targets(batch: Batch, targets: Any, where: str, strict: bool = True) -> Batch:
     if targets is None:
         return batch
-    targets = _with_tensors(targets)
+    targets = with_tensors(targets)
     if not isinstance(targets, Tensor):
         raise ProbeError(f"the targets are a {type(targets).__name__}", "give a tensor with one entry per sample")
     joined = Batch(batch.args, batch.kwargs, targets, batch.samples)
@@ -232,7 +223,7 @@ class _Targets:
     """Targets beside a stream of batches: one tensor that is cut along, or an iterable with one tensor per batch."""
 
     def __init__(self, targets: Any) -> None:
-        targets = _with_tensors(targets)
+        targets = with_tensors(targets)
         self._tensor = targets if isinstance(targets, Tensor) else None
         self._iterator = None if targets is None or self._tensor is not None else guarded_iterator(targets, "targets")
         self._taken = 0
@@ -275,25 +266,6 @@ class Reopen:
         if used and hasattr(self.values, "__next__"):
             raise ProbeError("the batches are an iterator, which is used up", "give a list or an iterable class")
         return self.values
-
-
-def _with_tensors(value: Any, floating: torch.dtype | None = None) -> Any:
-    """Return ``value`` with NumPy arrays as tensors (``floating`` ones of that dtype), mappings as dicts."""
-    if isinstance(value, np.ndarray):
-        try:
-            tensor = to_tensor(value)
-            return tensor.to(floating) if tensor.is_floating_point() else tensor
-        except RefusalError as error:
-            raise ProbeError(f"an array is not usable: {error.reason}", error.hint) from None
-    if isinstance(value, PackedSequence | str | bytes):
-        return value
-    if isinstance(value, Mapping):
-        return {key: _with_tensors(item, floating) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_with_tensors(item, floating) for item in value)
-    if isinstance(value, list):
-        return [_with_tensors(item, floating) for item in value]
-    return value
 
 
 def _described(inputs: Any) -> str:

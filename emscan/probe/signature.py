@@ -13,17 +13,22 @@ from torch import Tensor, nn
 from emscan.errors import ProbeError
 from emscan.probe.batch import Batch
 
+_PLAIN = {name: name for name in ("int", "float", "bool", "str")}
 TARGET_NAMES = ("targets", "target", "labels", "label", "y")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of forward. ``fillable``: a tensor may go there by order (its default, if any, is None)."""
+    """One parameter of forward. ``fillable``: a tensor may go there by order (its default, if any, is None).
+
+    ``plain``: the type, where it is declared to take a number or a text, not a tensor.
+    """
 
     name: str
     required: bool
     fillable: bool = True
     keyword_only: bool = False
+    plain: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class Signature:
     def required(self) -> list[str]:
         """Names of the parameters without a default."""
         return [parameter.name for parameter in self.parameters if parameter.required]
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """The declared types of the parameters without a default that take no tensor, by name."""
+        return {p.name: p.plain for p in self.parameters if p.required and p.plain}
 
     @property
     def most(self) -> float:
@@ -78,6 +88,7 @@ def signature(module: nn.Module) -> Signature:
                 p.default is p.empty,
                 p.default is p.empty or p.default is None,
                 p.kind is p.KEYWORD_ONLY or p.name in keywords,
+                _PLAIN.get(getattr(p.annotation, "__name__", str(p.annotation)), ""),
             )
             for p in named
         ),
@@ -88,7 +99,8 @@ def signature(module: nn.Module) -> Signature:
 
 def _of_schema(argument: Any) -> Parameter:
     required = not argument.has_default_value()
-    return Parameter(argument.name, required, required or argument.default_value is None)
+    plain = _PLAIN.get(str(argument.type), "")
+    return Parameter(argument.name, required, required or argument.default_value is None, plain=plain)
 
 
 def _exported_keywords(module: nn.Module) -> list[str]:
@@ -118,7 +130,7 @@ def match_named(tensors: Mapping[str, Any], forward: Signature, where: str) -> B
         if len(left) == 1 and next(iter(left)) not in names:
             return _call(forward, {}, list(left.values()), {}, targets, where, list(left))
     if not left:
-        raise ProbeError(f"{where} holds only {wanted or 'no tensors'}", f"add the input of {forward}")
+        raise ProbeError(f"{where} holds {'only ' + wanted if wanted else 'no tensors'}", f"add the input of {forward}")
     filled = {name: left.pop(name) for name in [*left] if name in names}
     if forward.extra and not forward.rest:
         return _call(forward, filled, [], left, targets, where, list(tensors))
@@ -128,6 +140,19 @@ def match_named(tensors: Mapping[str, Any], forward: Signature, where: str) -> B
 def match_ordered(values: Sequence[Any], forward: Signature, where: str) -> Batch:
     """Match values without names to forward's parameters in order."""
     return _call(forward, {}, list(values), {}, None, where, [f"{len(values)} tensors"])
+
+
+def with_numbers(batch: Batch, forward: Signature) -> Batch:
+    """Return the batch with tensors of one entry as Python numbers, where forward is declared to take numbers."""
+    wanted = {p.name for p in forward.parameters if p.plain and p.plain != "str"}
+    names = [p.name for p in forward.parameters if not p.keyword_only]
+
+    def number(name: str, value: Any) -> Any:
+        return value.item() if name in wanted and isinstance(value, Tensor) and value.numel() == 1 else value
+
+    args = (number(names[i] if i < len(names) else "", value) for i, value in enumerate(batch.args))
+    kwargs = {name: number(name, value) for name, value in batch.kwargs.items()}
+    return Batch(tuple(args), kwargs, batch.targets, batch.samples)
 
 
 def _call(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from emscan.errors import ProbeError
+from emscan.limits import claim
 from emscan.load.source import brief
 from emscan.probe.batch import Batch
 from emscan.probe.configured import configured, has_configuration
@@ -26,7 +28,9 @@ from emscan.probe.trial import TRIAL, keeps_apart, run
 SAMPLES = 256
 DISTRIBUTIONS = ("normal", "uniform")
 _MOST_ELEMENTS = 2**24  # of one input; fewer samples beyond
+_WIDEST = 8  # bytes of an element
 _MOST_TRIALS = 240
+_PATIENCE = 60.0  # seconds of trials
 _AFTER_FIRST = 40  # further trials in search of a shape that keeps samples apart
 
 
@@ -69,9 +73,10 @@ def synthesize(module: nn.Module, distribution: str, seed: int) -> Synthetic:
 
 
 def _choose(module: nn.Module, seed: int) -> tuple[Guess, ...]:
+    _refuse_numbers(module)
     accepted: tuple[Guess, ...] | None = None
     failure: Exception | None = None
-    left = _MOST_TRIALS
+    left, start = _MOST_TRIALS, time.monotonic()
     for candidate in itertools.islice(_candidates(module), _MOST_TRIALS):
         left -= 1
         try:
@@ -83,7 +88,7 @@ def _choose(module: nn.Module, seed: int) -> tuple[Guess, ...]:
                 return candidate
             left = left if accepted else min(left, _AFTER_FIRST)
             accepted = accepted or candidate
-        if left <= 0:
+        if left <= 0 or time.monotonic() - start > _PATIENCE:
             break
     if accepted is not None:
         return accepted
@@ -94,6 +99,17 @@ def _choose(module: nn.Module, seed: int) -> tuple[Guess, ...]:
         f"no input shape could be derived for {type(module).__name__}.{forward}{reason}",
         f"give --probe FILE.safetensors with tensors for {names}, samples on axis 0",
     )
+
+
+def _refuse_numbers(module: nn.Module) -> None:
+    """Raise ProbeError where forward needs a number or a text, which no shape tells."""
+    forward = signature(module)
+    if forward.plain:
+        needed = ", ".join(f"{name} ({kind})" for name, kind in forward.plain.items())
+        raise ProbeError(
+            f"{type(module).__name__}.{forward} needs {needed}, which cannot be derived from the model",
+            "give --probe file.py:callable returning a dict of all arguments, or a file with a tensor for each",
+        )
 
 
 def _candidates(module: nn.Module) -> Iterator[tuple[Guess, ...]]:
@@ -127,6 +143,7 @@ def _try(module: nn.Module, candidate: tuple[Guess, ...], seed: int) -> bool:
     """Run the model on a few samples, which raises where they do not fit; returns whether samples stay apart."""
     fixed = fixed_batch(module)
     samples = fixed or TRIAL
+    claim(2 * _WIDEST * sum(math.prod(guess.full_shape(samples)) for guess in candidate))  # drawn, and copied to run
     generator = torch.Generator().manual_seed(seed)
     values = [_draw(guess, samples, "normal", generator, module, extreme=True) for guess in candidate]
     call = match_ordered(values, signature(module), "the trial")

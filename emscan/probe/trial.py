@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from emscan import limits
 from emscan.load.unsafe import foreign_code
 from emscan.probe.batch import Batch, Placing, part
 from emscan.state import undisturbed
@@ -19,7 +20,7 @@ TRIAL, _PART = 7, 3  # samples of a trial, and of the second run that looks whet
 def run(module: nn.Module, batch: Batch, seed: int) -> Tensor | None:
     """Run the model in eval mode and return its first output tensor; what it raises goes through."""
     batch = Placing().place(batch)
-    with undisturbed(module, seed), torch.inference_mode(), foreign_code(), warnings.catch_warnings():
+    with undisturbed(module, seed), torch.inference_mode(), foreign_code(), warnings.catch_warnings(), limits.trial():
         warnings.simplefilter("ignore")
         output: Any = module(*batch.args, **batch.kwargs)
         return _first_tensor(output)

@@ -59,7 +59,7 @@ def test_modes_buffers_generators_attributes_hooks_and_gradients() -> None:
 
 def test_restored_after_a_failure_too() -> None:
     model = Busy().train()
-    with pytest.raises(emscan.errors.ModelError, match="check that --probe fits"):
+    with pytest.raises(emscan.errors.ProbeError, match="takes 6 features, the probe's x has 7"):
         emscan.audit(model, torch.randn(4, 7))
     assert all(module.training for module in model.modules())
     assert not torch.nn.modules.module._global_forward_hooks

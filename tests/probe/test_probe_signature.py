@@ -123,7 +123,7 @@ def test_variadic_forwards():
         (Takes(), {"x": X, "targets": Y}, "the probe holds x, targets, but forward(x, mask, scale=..., bias=...)"),
         (nn.Linear(3, 2), {"a": X, "b": M}, "the probe holds a, b, more than forward(input) takes"),
         (nn.Linear(3, 2), {"targets": Y, "labels": Y, "a": X}, "more than forward(input) takes"),
-        (nn.Linear(3, 2), {}, "holds only no tensors"),
+        (nn.Linear(3, 2), {}, "holds no tensors"),
     ],
 )
 def test_misfits_are_one_clear_line(module, tensors, message):
