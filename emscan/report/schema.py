@@ -15,7 +15,8 @@ from emscan.report.document import SCHEMA_VERSION, Report
 # Bounds that the types do not say: (class, field) -> schema of the value, or of every entry of a list.
 _SHARE = {"minimum": 0, "maximum": 1}
 _NOT_NEGATIVE = {"minimum": 0}
-_BOUNDS: dict[tuple[str, str], dict[str, Any]] = {
+Bounds = dict[tuple[str, str], dict[str, Any]]
+BOUNDS: Bounds = {
     ("Report", "tool"): {"required": ["name", "version"]},
     **{("Thresholds", name): _SHARE for name in ("rare", "dormant", "starved", "hard", "saturated", "confidence")},
     **{("Thresholds", name): _SHARE for name in ("sink", "collapsed_head", "uniform_head", "inactive_head")},
@@ -62,23 +63,31 @@ _BOUNDS: dict[tuple[str, str], dict[str, Any]] = {
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of report version 1; it rejects unknown and missing fields."""
+    return derived(
+        Report, SCHEMA_VERSION, BOUNDS, "emscan report",
+        "What emscan audit --format json writes. Entropies in nats; null where a number does not apply.",
+    )  # fmt: skip
+
+
+def derived(cls: type, version: int, bounds: Bounds, title: str, description: str) -> dict[str, Any]:
+    """Return the JSON Schema of a document's data class; ``bounds``: what the types do not say."""
     definitions: dict[str, Any] = {}
-    root = _object(Report, definitions)
-    root["properties"] = {"schema_version": {"const": SCHEMA_VERSION}, **root["properties"]}
+    root = _object(cls, definitions, bounds)
+    root["properties"] = {"schema_version": {"const": version}, **root["properties"]}
     root["required"] = ["schema_version", *root["required"]]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "emscan report",
-        "description": "What emscan audit --format json writes. Entropies in nats; null where a number does not apply.",
+        "title": title,
+        "description": description,
         **root,
         "$defs": dict(sorted(definitions.items())),
     }
 
 
-def _object(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
+def _object(cls: type, definitions: dict[str, Any], table: Bounds) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    properties = {
-        f.name: _value(hints[f.name], definitions, _BOUNDS.get((cls.__name__, f.name), {}))
+    properties = {  # a trailing underscore is Python's alone
+        f.name.rstrip("_"): _value(hints[f.name], definitions, table.get((cls.__name__, f.name), {}), table)
         for f in dataclasses.fields(cls)
     }
     return {
@@ -89,21 +98,21 @@ def _object(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _value(kind: Any, definitions: dict[str, Any], bounds: dict[str, Any]) -> dict[str, Any]:
+def _value(kind: Any, definitions: dict[str, Any], bounds: dict[str, Any], table: Bounds) -> dict[str, Any]:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in {typing.Union, types.UnionType}:
-        return {"anyOf": [_value(arg, definitions, bounds) for arg in args]}
+        return {"anyOf": [_value(arg, definitions, bounds, table) for arg in args]}
     if origin is typing.Literal:
         return {"enum": list(args)}
     if origin is list:
-        return {"type": "array", "items": _value(args[0], definitions, bounds)}
+        return {"type": "array", "items": _value(args[0], definitions, bounds, table)}
     if origin is dict:
-        values = {} if args[1] is Any else {"additionalProperties": _value(args[1], definitions, {})}
+        values = {} if args[1] is Any else {"additionalProperties": _value(args[1], definitions, {}, table)}
         return {"type": "object", **values, **bounds}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if kind.__name__ not in definitions:
             definitions[kind.__name__] = {}
-            definitions[kind.__name__] = _object(kind, definitions)
+            definitions[kind.__name__] = _object(kind, definitions, table)
         return {"$ref": f"#/$defs/{kind.__name__}"}
     names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
     limits = {} if kind in {bool, type(None)} else bounds
