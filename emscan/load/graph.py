@@ -16,7 +16,7 @@ from emscan.load.kernels import check_kernels
 from emscan.load.source import RefusalError, UnsafeError, printable
 
 MAX_DEPTH = 200
-MAX_CALLS = 100_000
+MAX_CALLS = 20_000
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device, torch.layout)
 _REFERENCES = (weakref.ReferenceType,)  # recurrent layers make them of their weights; no pickle can
 _TENSORS = (torch.Tensor, nn.Parameter)

@@ -19,7 +19,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from emscan.load.counted import counted
 from emscan.load.fit import describe
 from emscan.load.source import RefusalError, UnsafeError, brief, listing, printable
 from emscan.report.document import Misfit, Mismatch
@@ -271,8 +270,7 @@ def _own_code(fields: dict[str, Any], folder: Path | None, trust: bool) -> Plan:
 def _building(plan: Plan) -> Iterator[None]:
     """Turn whatever transformers raises on a model that cannot be built into a RefusalError."""
     try:
-        with counted():
-            yield
+        yield
     except RefusalError:
         raise
     except Exception as error:

@@ -8,11 +8,15 @@ import torch
 from torch import nn
 
 from emscan.load.calls import DAMAGED
-from emscan.load.source import RefusalError
+from emscan.load.source import RefusalError, printable
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _MODES = {nn.LSTM: ("LSTM",), nn.GRU: ("GRU",), nn.RNN: ("RNN_TANH", "RNN_RELU")}
 _NUMBERS = ("input_size", "hidden_size", "num_layers", "proj_size")
+_STEPS = ("stride", "padding", "dilation", "output_padding", "_reversed_padding_repeated_twice")
+_LONGEST_STEP = 2**14
+_WINDOWED = ("torch.nn.modules.pooling", "torch.nn.modules.fold")
+_LARGEST_WINDOW = 2**24
 _FLAGS = ("bias", "bidirectional", "batch_first")
 
 
@@ -22,6 +26,20 @@ def check_kernels(layer: nn.Module) -> None:
         _check_attention(layer)
     if isinstance(layer, nn.RNNBase):
         _check_recurrent(layer)
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        _check_numbers(layer, _STEPS, _LONGEST_STEP)
+    if type(layer).__module__ in _WINDOWED:
+        _check_numbers(layer, tuple(vars(layer)), _LARGEST_WINDOW)
+
+
+def _check_numbers(layer: nn.Module, names: tuple[str, ...], most: int) -> None:
+    """Bound the integers in attributes: with a stride beyond 15 bits torch's transposed convolutions write outside
+    their memory, and pooling and folding count up to a window's size or a padding, whatever the input."""
+    for name in names:
+        value = vars(layer).get(name, ())
+        numbers = value if type(value) in (tuple, list) else (value,)
+        if any(isinstance(number, int) and abs(number) > most for number in numbers):
+            raise RefusalError(f"its {type(layer).__name__} has a {name} of {printable(value, 60)}", DAMAGED)
 
 
 def _check_attention(layer: nn.MultiheadAttention) -> None:

@@ -40,6 +40,7 @@ SPARE = 64 * 2**20
 RUNNING = 512 * 2**20  # for an audit, which runs the model within --max-memory 64M
 CEILING = 3 * 2**30  # what a child may have allocated at all, so that a find does not take the machine with it
 _BLOCK = 64
+_REPORT = 256  # cases after which a campaign prints what it found
 _MINIMIZING = 150  # runs to make a find smaller
 _FORBIDDEN = frozenset(
     "os.system os.exec os.posix_spawn os.fork os.spawn subprocess.Popen socket.connect os.remove os.rename "
@@ -361,11 +362,15 @@ def main() -> int:
     finds = []
     for loader in options.loader or sorted(RUNS):
         start = time.perf_counter()
-        found = fuzz(loader, options.cases, options.seed, options.first, minimize=options.minimize)
+        found: list[Find] = []
+        for first in range(options.first, options.first + options.cases, _REPORT):
+            count = min(_REPORT, options.first + options.cases - first)
+            more = fuzz(loader, count, options.seed, first, minimize=options.minimize)
+            for find in more:
+                print(find, flush=True)  # noqa: T201
+            found += more
         took = time.perf_counter() - start
         print(f"{loader}: {options.cases} cases in {took:.0f} s, {len(found)} finds", flush=True)  # noqa: T201
-        for find in found:
-            print(find, flush=True)  # noqa: T201
         finds += found
     return 1 if finds else 0
 

@@ -17,8 +17,8 @@ _NUMBERS = (0, 1, 2, 3, 5, 7, 16, 100, 255, 1000, 65536, 10**6, 2**31 - 1, 2**31
             -7, -(2**31), -(2**63))  # fmt: skip
 _OTHERS: tuple[Any, ...] = (
     None, True, False, 0.0, 0.5, -1.5, 1e-320, 1e308, float("inf"), float("nan"), "", "same", "valid", "circular", "reflect",
-    "zeros", "relu", "mean", "bilinear", "nearest", b"x", (), (1,), (2, 2), (1, 1, 1), (3, 3, 3, 3), (-1, 2), (0, 0), (10**9, 10**9),
-    [2, 3], {}, {"a": 1}, 2**70, 1j, F.relu, F.softmax, F.threshold, F.glu,
+    "zeros", "relu", "mean", "bilinear", "nearest", b"x", (), (1,), (2, 2), (1, 1, 1), (3, 3, 3, 3), (-1, 2), (0, 0),
+    (10**9, 10**9), [2, 3], {}, {"a": 1}, 2**70, 1j, F.relu, F.softmax, F.threshold, F.glu,
 )  # fmt: skip
 _TABLES = ("_parameters", "_buffers", "_modules")
 _SHAPES = ((), (0,), (1,), (3,), (4,), (2, 3), (4, 4), (1, 1, 1), (2, 2, 2, 2), (0, 4), (4, 0))
