@@ -66,10 +66,13 @@ def _hashes(tensor: Tensor) -> Tensor:
     """Return a 64-bit hash of the bytes of each row."""
     if not tensor.numel():
         return torch.zeros(tensor.shape[0] if tensor.dim() else 1, dtype=torch.int64)
+    if tensor.dim() < 2 or tensor[0].numel() < _SHORTEST:
+        tensor = tensor.reshape(1, -1)  # a hash of each number would take more memory than the numbers
     found = []
     for piece in _pieces(tensor):
         data = _rows(piece)
-        padded = torch.nn.functional.pad(data, (0, -data.shape[1] % 8)).contiguous()
+        missing = -data.shape[1] % 8
+        padded = torch.nn.functional.pad(data, (0, missing)) if missing else data
         found.append(_mixed(padded.view(torch.int64)))
     return torch.cat(found)
 
@@ -77,9 +80,11 @@ def _hashes(tensor: Tensor) -> Tensor:
 def _mixed(words: Tensor) -> Tensor:
     """Return one word for each row of words, by products with odd random numbers (multiply-shift), modulo 2^64."""
     draw = torch.Generator().manual_seed(0x5EED)
-    factors = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=draw) * 2 + 1
-    mixed = words ^ (words >> 29) if words.dtype == torch.int64 else words
-    return (mixed * factors).sum(1)
+    total = torch.zeros(len(words), dtype=torch.int64)
+    for piece in words.split(_AT_A_TIME, 1):
+        factors = torch.randint(-(2**62), 2**62, (piece.shape[1],), generator=draw) * 2 + 1
+        total += ((piece ^ (piece >> 29)) * factors).sum(1)
+    return total
 
 
 def _zero_rows(tensor: Tensor) -> list[int]:

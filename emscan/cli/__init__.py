@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from emscan._version import __version__
-from emscan.cli import audit, check, init, inspect, render, rule, schema
+from emscan.cli import audit, check, compare, init, inspect, render, rule, schema, trend
 from emscan.cli.status import FAILED, INTERRUPTED
 from emscan.errors import EmscanError
 from emscan.report.phrases import printable
@@ -17,7 +17,6 @@ from emscan.report.phrases import printable
 app = typer.Typer(
     name="emscan",
     help="Where a neural network has expectation-maximization structure, and which of its components are dead.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -25,11 +24,13 @@ app = typer.Typer(
 )
 app.command("audit")(audit.audit)
 app.command("check")(check.check)
+app.command("compare")(compare.compare)
 app.command("init")(init.init)
 app.command("inspect")(inspect.inspect)
 app.command("render")(render.render)
 app.command("rule")(rule.rule)
 app.command("schema")(schema.schema)
+app.command("trend")(trend.trend)
 
 
 def _version(value: bool) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import warnings
 from pathlib import Path
 
 import typer
 
 from emscan.cli.interrupt import Interrupts
-from emscan.cli.output import check_output, emit, kept_stdout, write_file
-from emscan.cli.progress import Progress
+from emscan.cli.masks import pruning_to
+from emscan.cli.output import check_output, kept_stdout
+from emscan.cli.running import Wanted, WantedProbe, run_audit, stopped_by_exit
 from emscan.cli.status import check_fail_on, interrupted, parse_size, status
-from emscan.errors import ModelError, UsageError
+from emscan.cli.writing import FORMAT_HELP, check_format, write
+from emscan.errors import UsageError
+from emscan.policy.keys import OBJECTIVES
 from emscan.report.document import Report, Thresholds
-from emscan.report.phrases import printable
 
-_FORMATS = ("table", "json")
-_OBJECTIVES = ("auto", "cross-entropy", "bce", "free-energy", "none")
 _LIMITS = Thresholds()
 
 
@@ -27,16 +25,29 @@ def audit(
     probe: str | None = typer.Option(
         None, metavar="SPEC",
         help="What to run it on: a file of tensors (.safetensors .npz .npy .pt), package.module:callable or "
-        "file.py:callable giving batches, random[:normal|uniform]. Without it: synthetic, counts indicative.",
+        "file.py:callable giving batches, a folder of images, a text file, random[:normal|uniform]. Without it: "
+        "synthetic, counts indicative.",
     ),
-    objective: str = typer.Option("auto", metavar="|".join(_OBJECTIVES), help="The training objective on the output."),
+    probe_arg: list[str] = typer.Option(
+        [], metavar="NAME=VALUE", help="How to read images or text, e.g. size=224; may be repeated."
+    ),
+    objective: str = typer.Option("auto", metavar="|".join(OBJECTIVES), help="The training objective on the output."),
     model_target: str | None = typer.Option(
         None, "--model", metavar="TARGET",
         help="The architecture where the file holds only weights: package.module:callable or file.py:callable.",
     ),
+    model_arg: list[str] = typer.Option(
+        [], metavar="NAME=VALUE", help="An argument for that callable, a Python literal or text; may be repeated."
+    ),
+    partial: bool = typer.Option(
+        False, "--partial", help="Audit what fits where weights do not fill the architecture; the report lists the rest."
+    ),
     trust: bool = typer.Option(False, "--trust", help="Load files that can run code (TorchScript, .pt2, any pickle)."),
-    output_format: str = typer.Option("table", "--format", metavar="|".join(_FORMATS), help="What to write."),
+    output_format: str | None = typer.Option(None, "--format", metavar="FORMAT", help=FORMAT_HELP),
     output: Path | None = typer.Option(None, metavar="FILE", help="Write the report there instead of stdout."),
+    prune_file: Path | None = typer.Option(
+        None, metavar="FILE", help="Write masks of dead units there, .safetensors, for torch.nn.utils.prune."
+    ),
     batch_size: int | None = typer.Option(None, metavar="N", help="Samples at a time."),
     device: str = typer.Option("cpu", metavar="D", help="Where to run, e.g. cpu or cuda."),
     seed: int = typer.Option(0, metavar="N", help="Seed of synthetic probes and of randomness in the model."),
@@ -54,10 +65,12 @@ def audit(
 ) -> None:  # fmt: skip
     """Audit a saved model: where EM structure exists, what is dead, how responsibility is spread.
 
+    It reads no policy, so that the same command gives the same report anywhere: `emscan check` applies one.
+
     Exit status: 0 audited; 1 findings that --fail-on names; 2 could not audit; 3 inconclusive.
     """
-    _one_of("--objective", objective, _OBJECTIVES)
-    _one_of("--format", output_format, _FORMATS)
+    _one_of("--objective", objective, OBJECTIVES)
+    check_format(output_format)
     wanted = check_fail_on(fail_on)
     memory = parse_size(max_memory)
     limits = Thresholds(
@@ -66,22 +79,25 @@ def audit(
     )  # fmt: skip
     if output is not None:
         check_output(output, model, probe)
+    if prune_file is not None:
+        check_output(prune_file, model, probe, option="--prune-file")
     interrupts = Interrupts()
     try:
         with kept_stdout():
-            report = _run(
-                model, probe, objective, model_target, trust, batch_size, device, seed, limits, memory, interrupts
-            )
+            wanted_model = Wanted(model, model_target, model_arg, trust, partial, device)
+            wanted_probe = WantedProbe(probe, probe_arg, batch_size, seed)
+            report = run_audit(wanted_model, wanted_probe, objective, limits, memory, interrupts, pruning_to(prune_file))
     except SystemExit as stop:  # its status would pass for one of ours
-        raise ModelError(f"the model's code called exit({stop.code!r})", "it must return its output") from None
+        raise stopped_by_exit(stop) from None
     except KeyboardInterrupt as stop:
-        partial: Report | None = getattr(stop, "report", None)
-        if partial is not None:
-            _write(partial, output_format, output, all_layers, layer)
-        print(f"emscan: interrupted{_how_far(partial)}", file=sys.stderr)
+        stopped: Report | None = getattr(stop, "report", None)
+        if stopped is not None:
+            write([stopped], output_format, output, all_layers=all_layers, layers=layer)
+        print(f"emscan: interrupted{_how_far(stopped)}", file=sys.stderr)
         raise typer.Exit(interrupted(interrupts.signal)) from None
-    _write(report, output_format, output, all_layers, layer)
-    raise typer.Exit(status(report, wanted))
+    code = status(report, wanted)
+    write([report], output_format, output, all_layers=all_layers, layers=layer, exit_status=code)
+    raise typer.Exit(code)
 
 
 def _how_far(partial: Report | None) -> str:
@@ -100,47 +116,3 @@ def _share(option: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise UsageError(f"{option} {value:g} is no share", "give a number from 0 to 1")
     return value
-
-
-def _run(
-    path: str, spec: str | None, objective: str, target: str | None, trust: bool, batch_size: int | None, device: str,
-    seed: int, limits: Thresholds, memory: int | None, interrupts: Interrupts,
-) -> Report:  # fmt: skip
-    """Load, open the probe, audit. Warnings of torch and of the model's code stay off the terminal."""
-    from emscan.load import load
-    from emscan.pipeline import probe_for, run
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loaded = load(path, model_target=target, trust=trust, device=device)
-        for note in loaded.notes:
-            print(f"emscan: note: {printable(note)}", file=sys.stderr)
-        opened = None
-        if loaded.module is not None:
-            opened = probe_for(loaded.module, spec, batch_size=batch_size, seed=seed, device=device, trust=trust)
-        with interrupts, Progress() as progress:
-            return run(
-                loaded, opened, objective=objective, device=device, seed=seed, thresholds=limits, max_memory=memory,
-                progress=progress.step, hold=interrupts.hold,
-            )  # fmt: skip
-
-
-def _write(report: Report, name: str, output: Path | None, all_layers: bool, layers: list[str]) -> None:
-    from emscan.report.formats import FORMATS
-    from emscan.report.select import matching
-
-    if layers and name != "table":
-        matching(report, layers)  # a misspelled name is an error here, too
-        print(f"emscan: note: --layer concerns the table; {name} has every layer", file=sys.stderr)
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    width = shutil.get_terminal_size((80 if terminal else 100, 24)).columns
-    if output is not None:
-        write_file(output, FORMATS[name].render(report, width=100, all_layers=all_layers, layers=layers) + "\n")
-    elif name == "table" and terminal and "utf" in sys.stdout.encoding.lower():
-        from rich.console import Console
-
-        from emscan.report.table import renderable
-
-        Console(highlight=False, width=width).print(renderable(report, width, all_layers=all_layers, layers=layers))
-    else:
-        emit(FORMATS[name].render(report, width=width, all_layers=all_layers, layers=layers))

@@ -15,7 +15,7 @@ from emscan.errors import UsageError
 _ASCII = str.maketrans({"─": "-", "…": "~"})  # what the table draws with, where the terminal has no Unicode
 
 
-def emit(text: str) -> None:
+def emit(text: str, end: str = "\n") -> None:
     """Print on stdout. A reader that has gone is no failure; raises UsageError where stdout cannot be written."""
     if sys.stdout is None:
         raise UsageError("stdout is closed", "give --output FILE")
@@ -25,7 +25,7 @@ def emit(text: str) -> None:
     except UnicodeEncodeError:
         text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
     try:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{text}{end}")
         sys.stdout.flush()
     except BrokenPipeError:
         _abandon_stdout()
@@ -59,16 +59,16 @@ def kept_stdout() -> Iterator[None]:
         os.close(kept)
 
 
-def check_output(path: Path, *sources: str | None) -> None:
+def check_output(path: Path, *sources: str | None, option: str = "--output") -> None:
     """Raise UsageError, before anything runs, where the report cannot be written or would replace a source."""
     if path.is_dir():
-        raise UsageError(f"--output {path}: a folder", "name a file")
+        raise UsageError(f"{option} {path}: a folder", "name a file")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--output {path}: no such folder", "create it first")
+        raise UsageError(f"{option} {path}: no such folder", "create it first")
     for source in sources:
         with contextlib.suppress(OSError, ValueError):  # a SPEC need not be a file
             if source is not None and path.samefile(source):
-                raise UsageError(f"--output {path} would replace what is audited", "name another file")
+                raise UsageError(f"{option} {path} would replace what is audited", "name another file")
 
 
 def write_file(path: Path, text: str) -> None:

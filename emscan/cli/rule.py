@@ -6,13 +6,16 @@ import difflib
 
 import typer
 
+from emscan.cli.keys import codes
 from emscan.cli.output import emit
 from emscan.errors import UsageError
 from emscan.rules import RULES
 
 
 def rule(
-    code: str | None = typer.Argument(None, help="A code such as EM101, or a rule's name; without it, all are listed."),
+    code: str | None = typer.Argument(
+        None, help="A code such as EM101, or a rule's name; without it, all are listed.", autocompletion=codes
+    ),
 ) -> None:
     """List the rules, or explain one."""
     if code is None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from emscan.errors import UsageError
+from emscan.policy import Outcome
+from emscan.policy.selectors import counts
 from emscan.report.document import Report
 from emscan.rules import LEVELS, RULES
+
+if TYPE_CHECKING:
+    from emscan.compare.document import Comparison
+    from emscan.compare.series import Trend
 
 OK, FINDINGS, FAILED, INCONCLUSIVE = 0, 1, 2, 3  # precedence: 2, 1, 3, 0
 INTERRUPTED = 130  # as shells report SIGINT; SIGTERM is 143
@@ -31,11 +39,31 @@ def check_fail_on(names: list[str]) -> list[str]:
 
 def status(report: Report, fail_on: list[str]) -> int:
     """Return the exit status: findings that --fail-on names (a level counts itself and worse), then inconclusive."""
-    for finding in report.findings:
-        worst = LEVELS.index(finding.level)
-        if any(finding.rule == name or (name in LEVELS and worst <= LEVELS.index(name)) for name in fail_on):
-            return FINDINGS
+    if any(counts(finding, fail_on) for finding in report.findings):
+        return FINDINGS
     return INCONCLUSIVE if report.summary.status == "inconclusive" else OK
+
+
+def worst(outcomes: Iterable[Outcome]) -> int:
+    """Return the exit status of `emscan check` over its models: one that failed, findings, inconclusive, else 0."""
+    found = set(outcomes)
+    ranked: tuple[tuple[Outcome, int], ...] = (
+        ("failed", FAILED), ("findings", FINDINGS), ("inconclusive", INCONCLUSIVE)
+    )  # fmt: skip
+    return next((code for outcome, code in ranked if outcome in found), OK)
+
+
+def compared(found: Comparison) -> int:
+    """Return the exit status of `emscan compare`: a condition of --fail-on that is not met, then inconclusive."""
+    if not all(gate.met for gate in found.gates):
+        return FINDINGS
+    return INCONCLUSIVE if "inconclusive" in (found.old.status, found.new.status) else OK
+
+
+def trended(found: Trend) -> int:
+    """Return the exit status of `emscan trend`: a checkpoint that failed, then one that is inconclusive."""
+    states = {one.status for one in found.checkpoints}
+    return FAILED if "failed" in states else INCONCLUSIVE if "inconclusive" in states else OK
 
 
 def parse_size(text: str | None) -> int | None:

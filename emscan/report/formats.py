@@ -3,41 +3,55 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from emscan.report.base import Document, Format, Page, Setting, Unaudited
+from emscan.report.components import ComponentsFormat
 from emscan.report.document import Report
+from emscan.report.github import GithubFormat
+from emscan.report.gitlab import GitlabFormat
+from emscan.report.junit import JunitFormat
+from emscan.report.markdown import MarkdownFormat
+from emscan.report.sarif import SarifFormat
 from emscan.report.table import render_text
 
-
-class Format(ABC):
-    """Turns a report into text."""
-
-    name: str
-
-    @abstractmethod
-    def render(self, report: Report, *, width: int, all_layers: bool, layers: Sequence[str] = ()) -> str:
-        """Return the report as text; ``width`` in columns, ``all_layers`` and the globs ``layers`` concern tables only."""
+__all__ = ["FORMATS", "Format", "Page", "Setting", "Unaudited"]
 
 
 class TableFormat(Format):
     """The table as plain text."""
 
     name = "table"
+    tables = True
 
-    def render(self, report: Report, *, width: int, all_layers: bool, layers: Sequence[str] = ()) -> str:
+    def render(
+        self,
+        report: Report,
+        *,
+        width: int = 100,
+        all_layers: bool = False,
+        layers: Sequence[str] = (),
+        setting: Setting | None = None,
+    ) -> str:
         """Return the table."""
         return render_text(report, width, all_layers=all_layers, layers=layers)
 
 
-class JsonFormat(Format):
-    """The report document of schema version 1."""
+class JsonFormat(Document):
+    """The report document of schema version 1, in ASCII so that any stdout can carry it; never cut, folded or filtered."""
 
     name = "json"
 
-    def render(self, report: Report, *, width: int, all_layers: bool, layers: Sequence[str] = ()) -> str:
-        """Return one JSON document, in ASCII so that any stdout can carry it; never cut, folded or filtered."""
-        return json.dumps(report.to_dict(), indent=1, allow_nan=False)
+    def document(self, reports: Sequence[Report], setting: Setting) -> str:
+        """Return one JSON document; of several reports, or none, an array of documents."""
+        documents = [report.to_dict() for report in reports]
+        return json.dumps(documents[0] if len(documents) == 1 else documents, indent=1, allow_nan=False)
 
 
-FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (TableFormat(), JsonFormat())}
+FORMATS: dict[str, Format] = {
+    fmt.name: fmt
+    for fmt in (
+        TableFormat(), JsonFormat(), SarifFormat(), JunitFormat(), GithubFormat(), GitlabFormat(), MarkdownFormat(),
+        ComponentsFormat(),
+    )
+}  # fmt: skip

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from emscan.report.base import Page
 from emscan.report.document import Level, Report, Summary
-from emscan.rules import attention, calibration, dead, evidence, inconclusive, numerics, responsibilities, structure
+from emscan.rules import (
+    attention,
+    calibration,
+    dead,
+    evidence,
+    inconclusive,
+    limits,
+    numerics,
+    responsibilities,
+    structure,
+)
 from emscan.rules.registry import RULES, Rule
 
-__all__ = ["FAMILIES", "LEVELS", "RULES", "Rule", "apply"]
+__all__ = ["FAMILIES", "LEVELS", "RULES", "Rule", "apply", "pages"]
 
-FAMILIES = (structure, dead, responsibilities, attention, calibration, numerics, evidence, inconclusive)
+FAMILIES = (structure, dead, responsibilities, attention, calibration, numerics, evidence, limits, inconclusive)
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 
@@ -18,6 +29,11 @@ def apply(report: Report) -> None:
     found.sort(key=lambda f: (LEVELS.index(f.level), f.rule, f.layer_index if f.layer_index is not None else -1))
     report.findings = found
     report.summary = summarize(report)
+
+
+def pages() -> dict[str, Page]:
+    """Return the rules by code, as output formats explain them."""
+    return {code: Page(code, rule.name, rule.level, rule.page) for code, rule in RULES.items()}
 
 
 def summarize(report: Report) -> Summary:
@@ -35,6 +51,6 @@ def summarize(report: Report) -> Summary:
         components=sum(part.count for part in parts),
         dead=sum(len(part.dead) for part in parts),
         starved=sum(len(part.starved) for part in parts),
-        findings=len(report.findings),
+        findings=sum(finding.suppressed is None for finding in report.findings),
         status="inconclusive" if blind else "ok",
     )

@@ -28,8 +28,11 @@ def dead_unit(report: Report) -> Iterator[Hit]:
     Why it matters: a zero gate gives a zero gradient to the unit's own weights. On these inputs nothing but a change
     upstream, weight decay or normalization can bring it back; it costs compute and gives nothing, or a constant.
 
-    What to do: lower the learning rate or warm it up, re-initialize the listed rows, or prune them. The statement is
-    about this probe: the bound in the report says how often a unit could still fire on inputs like these.
+    What to do: a lower learning rate, or a warm-up, keeps further units from dying; it does not bring these back.
+    Re-initializing their rows (incoming weights drawn anew, outgoing ones set to 0, so that the outputs stay) does, and is
+    known to help where training goes on (ReDo, Sokar et al. 2023). For use as it is: `emscan audit MODEL --prune-file FILE`
+    writes masks for torch.nn.utils.prune, checked to leave the outputs on the probe as they are. The statement is about
+    this probe: the bound in the report says how often a unit could still fire on inputs like these.
     """
     for layer, parts in _rows(report):
         if parts.kind == "units" and parts.dead and not parts.numeric and len(parts.dead) < parts.count:
@@ -50,8 +53,9 @@ def dead_layer(report: Report) -> Iterator[Hit]:
 
     Why it matters: the layer hands on a constant, and no gradient reaches anything before it on this path.
 
-    What to do: check the initialization, the learning rate and the probe's range; the checkpoint is broken, or the
-    probe is far from what the model was trained on.
+    What to do: check the probe's range first: inputs that are not scaled as in training kill a layer by themselves. If
+    it is sound, go back to a checkpoint in which the layer was alive and lower the learning rate from there: with no
+    gradient, training on from here changes nothing before the layer on this path.
     """
     for layer, parts in _rows(report):
         if parts.kind == "units" and parts.count and len(parts.dead) == parts.count and not parts.numeric:
@@ -94,7 +98,8 @@ def provably_dead_unit(report: Report) -> Iterator[Hit]:
 
     Why it matters: unlike "dead on this probe", this holds for every input, in eval mode.
 
-    What to do: prune the listed rows: the function of the network does not change beyond their constant.
+    What to do: prune the listed rows: the function of the network does not change beyond their constant. `emscan audit
+    MODEL --prune-file FILE` writes the masks. If training goes on, re-initialize them instead.
     """
     for layer, parts in _rows(report):
         if parts.provably_dead:
@@ -119,8 +124,10 @@ def dead_alternative(report: Report) -> Iterator[Hit]:
 
     Why it matters: what is never chosen gets no gradient and stays as it is; its parameters are carried for nothing.
 
-    What to do: a load-balancing loss or bias, noise on the router, re-initialization from a used one (codes: from the
-    data), or pruning.
+    What to do: experts: a load-balancing loss, or a bias on the scores that is raised for what is used less; noise on the
+    scores lets unused ones be tried. Codes: re-initialization from the data, or from a used code, is known to bring them
+    into use; a lower codebook size if it does not. Latents of a sparse autoencoder: an auxiliary loss on what is dead,
+    or re-sampling. None of these says which experts a model needs: dead ones can be left out for use as it is.
     """
     for layer, parts in _rows(report):
         if parts.kind not in {"units", "classes"} and parts.dead:
@@ -151,8 +158,9 @@ def starved_alternative(report: Report) -> Iterator[Hit]:
 
     Why it matters: responsibility is the weight of their gradient; they hardly learn.
 
-    What to do: look at the balance of the data first (a class that is absent starves rightly), then at temperature
-    and load balancing.
+    What to do: look at the balance of the probe first (a class that is absent starves rightly). Then a load-balancing
+    loss or bias (experts), a higher temperature early in training, or volume control (prototypes): what is starved has
+    a small gradient, not none, so it can come back, slowly.
     """
     for layer, parts in _rows(report):
         if parts.starved:
@@ -197,7 +205,8 @@ def dormant_unit(report: Report) -> Iterator[Hit]:
 
     Why it matters: they get gradient, but hardly take part; a growing share of them goes with lost plasticity.
 
-    What to do: nothing by itself; re-initializing dormant units during training is a known remedy.
+    What to do: nothing by itself. Re-initializing dormant units now and then during training (ReDo, Sokar et al. 2023)
+    is known to help in reinforcement learning; elsewhere less is known.
     """
     for layer, parts in _rows(report):
         if parts.dormant:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from emscan.report.document import Report
 from emscan.rules.registry import Hit, rule
+from emscan.rules.words import listed_names
 
 
 @rule("EM901", "unclassified-operator", "note")
@@ -41,7 +42,7 @@ def nothing_classified(report: Report) -> Iterator[Hit]:
         weights = not report.probe.batches  # nothing could be run: there is no module
         yield Hit(
             "weights without an architecture: nothing was run" if weights else "no parametrized operation ran",
-            help="name the architecture: --model file.py:callable or package.module:callable" if weights else "",
+            help=f"name the architecture: {report.weights.command}" if report.weights is not None else "",
         )
 
 
@@ -79,3 +80,25 @@ def partial_probe(report: Report) -> Iterator[Hit]:
             f"the probe was interrupted after {report.probe.samples:,} samples: all numbers are of these alone",
             help="run it to the end, or give a smaller probe",
         )
+
+
+@rule("EM905", "partial-weights", "warning")
+def partial_weights(report: Report) -> Iterator[Hit]:
+    """Not all weights of the model are from the file.
+
+    What it finds: an audit with --partial in which tensors were missing or had another shape: these keep the values that
+    the architecture began with.
+
+    Why it matters: what is counted and measured in layers with such tensors, and behind them, is not of the trained
+    model. Structure holds.
+
+    What to do: name the architecture that the weights were saved from; without --partial nothing half-loaded is audited.
+    """
+    misfit = report.model.partial
+    if misfit is None or not (misfit.missing or misfit.mismatched):
+        return
+    names = [*misfit.missing, *(one.name for one in misfit.mismatched)]
+    yield Hit(
+        f"{len(names)} tensors of the model are not from the file: {listed_names(names)}",
+        help="name the architecture that the weights were saved from",
+    )

@@ -25,3 +25,21 @@ def non_finite(report: Report) -> Iterator[Hit]:
                 layer,
                 help="start at the first such layer; check the probe's range and the dtype",
             )
+
+
+@rule("EM302", "non-finite-weight", "error")
+def non_finite_weight(report: Report) -> Iterator[Hit]:
+    """A tensor of a file without an architecture holds NaN or infinity.
+
+    What it finds: weights that are not finite. (With an architecture, EM301 says which layer hands them out.)
+
+    Why it matters: whatever is computed from them is NaN or infinite.
+
+    What to do: go back to the last checkpoint without them; lower the learning rate or clip gradients from there.
+    """
+    for bad in report.weights.not_finite if report.weights is not None else ():
+        yield Hit(
+            f"tensor {bad.name}: NaN {bad.nan:,} times, infinite {bad.inf:,} times",
+            help="go back to the last checkpoint without them",
+            subject=bad.name,
+        )

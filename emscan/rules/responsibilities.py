@@ -35,7 +35,8 @@ def uninformative_posterior(report: Report) -> Iterator[Hit]:
     component its fair share of the load, look perfectly balanced, and say nothing. Nor does it show a layer that gives
     every input the same few components.
 
-    What to do: volume control (variance and decorrelation penalties) where an objective like -log Z is trained alone;
+    What to do: volume control (variance and decorrelation penalties, as in VICReg) where an objective like -log Z is
+    trained alone: nothing else in it keeps components apart;
     otherwise a look at the temperature, at the scale of the layer's input, and at whether training has started at all.
     """
     limits = report.thresholds
@@ -72,7 +73,8 @@ def unbalanced_router(report: Report) -> Iterator[Hit]:
 
     Why it matters: the busiest expert sets the time of a step, and overflows first where capacity is limited.
 
-    What to do: a load-balancing loss or a bias on the router's scores.
+    What to do: a load-balancing loss (its weight trades balance against the task), or a bias on the scores that only the
+    choice sees, which leaves the gradient of the task alone.
     """
     for layer in report.layers:
         spread = layer.responsibility

@@ -14,6 +14,12 @@ def listed(indices: Sequence[int], most: int = 5) -> str:
     return f"{head}, +{more} more" if more > 0 else head
 
 
+def listed_names(names: Sequence[str], most: int = 3) -> str:
+    """Return the first few names and how many more there are."""
+    more = len(names) - most
+    return f"{', '.join(names[:most])}{f' and {more} more' if more > 0 else ''}"
+
+
 def noun(kind: str, count: int) -> str:
     """Return the name of a kind of component for a count."""
     return kind[:-1] if count == 1 and kind.endswith("s") and kind != "classes" else kind

@@ -144,7 +144,7 @@ def test_failures_are_one_line_and_status_2(arguments: tuple[str, ...], words: s
 def test_a_probe_that_does_not_fit_says_so(tmp_path: Path) -> None:
     save_file({"x": torch.randn(5, 63)}, tmp_path / "p.safetensors")
     line = failed(emscan("audit", MODEL, "--probe", tmp_path / "p.safetensors"))
-    assert "(5, 63)" in line
+    assert "takes 64 features, the probe's input has 63" in line
 
 
 def test_usage_errors_have_status_2() -> None:

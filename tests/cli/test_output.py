@@ -208,7 +208,7 @@ def test_what_fails_to_be_written_leaves_nothing_behind(tmp_path: Path, monkeypa
 
 
 def test_the_options_name_every_format() -> None:
-    from emscan.cli.audit import _FORMATS
+    from emscan.cli.writing import FORMAT_NAMES
     from emscan.report.formats import FORMATS
 
-    assert tuple(FORMATS) == _FORMATS
+    assert tuple(FORMATS) == FORMAT_NAMES

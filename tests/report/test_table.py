@@ -8,6 +8,7 @@ import re
 import pytest
 
 from emscan import rules
+from emscan.report.document import WeightsOnly
 from emscan.report.table import render_html, render_text
 from tests.report.builder import gate, plain, report, seed, softmax
 
@@ -104,9 +105,9 @@ def test_an_inconclusive_audit_says_why() -> None:
     assert "not classified: custom.op" in render_text(report(gate(0, "a"), unclassified=("custom.op",)), 100)
     assert "inconclusive" in render_text(report(), 100)
     weights = report()
-    weights.probe.batches = 0
+    weights.weights = WeightsOnly(1, 4, {"float32": 1}, command="emscan audit x.pt --model file.py:callable")
     rules.apply(weights)
-    assert "To do: name the architecture: --model" in render_text(weights, 100)
+    assert "To do: name the architecture: emscan audit x.pt --model file.py:callable" in render_text(weights, 100)
 
 
 def test_markup_in_names_is_text() -> None:

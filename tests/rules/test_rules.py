@@ -7,7 +7,18 @@ import math
 import pytest
 
 from emscan import rules
-from emscan.report.document import Calibration, Evidence, Head, Report, Thresholds
+from emscan.report.document import (
+    Calibration,
+    Evidence,
+    Head,
+    Limit,
+    Misfit,
+    NotFinite,
+    PolicyInfo,
+    Report,
+    Thresholds,
+    WeightsOnly,
+)
 from emscan.rules.registry import rule
 from tests.report.builder import gate, plain, report, seed, softmax
 
@@ -42,8 +53,30 @@ def attending(**numbers):
     return with_(softmax(0, "a", kind="keys"), components=None, responsibility__heads=heads)
 
 
+def weights_only(made: Report) -> Report:
+    """Tensors without an architecture, one of which holds a NaN."""
+    made.weights = WeightsOnly(1, 4, {"float32": 1}, not_finite=[NotFinite("w", 1, 0)])
+    rules.apply(made)
+    return made
+
+
+def half_loaded(made: Report) -> Report:
+    """An audit with --partial: a tensor was missing."""
+    made.model.partial = Misfit(3, ["w"])
+    rules.apply(made)
+    return made
+
+
 def partial(made: Report) -> Report:
     made.probe.partial = True
+    rules.apply(made)
+    return made
+
+
+def limited(row, name: str, value: float, *, share: bool = False) -> Report:
+    """A report that a policy with one limit was applied to."""
+    made = report(row)
+    made.policy = PolicyInfo(limits=[Limit(name, value, share)])
     rules.apply(made)
     return made
 
@@ -74,12 +107,32 @@ FIRES: dict[str, Report] = {
     "EM210": report(attending(output_norm=0.04)),
     "EM211": report(with_(softmax(0, "a"), responsibility__calibration=Calibration(1000, 0.6, 0.9, 0.3))),
     "EM301": report(with_(gate(0, "a"), flags=["non-finite"])),
+    "EM302": weights_only(report()),
     "EM401": report(with_(softmax(0, "a"), evidence=Evidence("x", None, 0.1, 1e-9, 1e-5, "float32", True))),
     "EM402": report(with_(softmax(0, "a"), flags=["detached"])),
+    "EM501": limited(gate(0, "a", dead=[1, 2]), "max-dead", 0.2, share=True),
+    "EM502": limited(with_(softmax(0, "a"), components__starved=[3]), "max-starved", 0),
+    "EM503": limited(softmax(0, "a"), "min-information", 0.9),
+    "EM504": limited(with_(routed(), responsibility__max_violation=0.8), "max-violation", 0.5),
+    "EM505": limited(softmax(0, "a"), "min-entropy", 0.5, share=True),
+    "EM506": limited(softmax(0, "a"), "min-effective-components", 0.96, share=True),
+    "EM507": limited(gate(0, "a", dormant=[2]), "max-dormant", 0),
+    "EM508": limited(gate(0, "a", rare=[2]), "max-rare", 0),
+    "EM509": limited(with_(gate(0, "a", frozen=[1]), mechanism="logistic", verdict="em"), "max-frozen", 0),
+    "EM510": limited(with_(softmax(0, "a"), responsibility__saturated=0.4), "max-saturated", 0.3),
+    "EM511": limited(softmax(0, "a"), "max-hard-fraction", 0.05),
+    "EM512": limited(with_(softmax(0, "a"), components__redundancy=0.3), "max-redundancy", 0.2),
+    "EM513": limited(with_(routed(), responsibility__dropped=0.1), "max-dropped", 0.05, share=True),
+    "EM514": limited(
+        with_(softmax(0, "a"), responsibility__calibration=Calibration(1000, 0.9, 0.9, 0.05)),
+        "max-calibration-error",
+        0.02,
+    ),
     "EM901": report(gate(0, "a"), unclassified=("custom.op",)),
     "EM902": report(),
     "EM903": report(plain(0, "a"), synthetic=True),
     "EM904": partial(report(plain(0, "a"))),
+    "EM905": half_loaded(report(plain(0, "a"))),
 }
 
 
