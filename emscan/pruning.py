@@ -87,7 +87,9 @@ def apply(model: nn.Module, path: str | Path) -> list[str]:
         with safe_open(path, framework="pt") as file:
             loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except Exception as error:  # safetensors has errors of its own
-        raise LoadError(f"cannot load {path}: {error}", "write it with `emscan audit MODEL --prune-file FILE`") from None
+        raise LoadError(
+            f"cannot load {path}: {error}", "write it with `emscan audit MODEL --prune-file FILE`"
+        ) from None
     places = {}
     for name, mask in loaded.items():
         place, _, parameter = name.rpartition(".")

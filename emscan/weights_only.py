@@ -14,7 +14,8 @@ from torch import Tensor
 from emscan.report.document import Copies, Hint, NotFinite, Rows, WeightsOnly
 
 _SHORTEST = 8  # numbers in a row from which two equal ones are no coincidence
-_AT_A_TIME = 1 << 22  # numbers looked at together
+_AT_A_TIME = 1 << 18  # numbers looked at together
+_ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # joins the hashes of the parts of a row
 _EXPERTS = 2  # groups of equal shape, at least, that could be experts
 _CODES = 16  # vectors in a table, at least, that could be codes
 
@@ -50,47 +51,50 @@ def examine(weights: Mapping[str, Tensor], command: str = "") -> WeightsOnly:
 # -- numbers ------------------------------------------------------------------------------------------------------
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """Return the tensor as rows of bytes, (rows, bytes of one)."""
-    count = tensor.shape[0] if tensor.dim() else 1
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).reshape(count, -1)
+def _flat(tensor: Tensor) -> Tensor:
+    """Return the tensor as rows that can be told apart, (rows, numbers of one); else as one row."""
+    many = tensor.dim() >= 2 and tensor[0].numel() >= _SHORTEST if tensor.numel() else False
+    return tensor.detach().reshape(tensor.shape[0] if many else 1, -1)
 
 
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield some rows at a time: (rows, numbers)."""
-    rows = tensor.detach().reshape(tensor.shape[0] if tensor.dim() else 1, -1)
-    yield from rows.split(max(1, _AT_A_TIME // max(1, rows.shape[1])))
+def _bytes(numbers: Tensor) -> Tensor:
+    """Return rows of numbers as rows of bytes."""
+    return numbers.contiguous().view(torch.uint8) if numbers.numel() else numbers.new_empty(len(numbers), 0)
+
+
+def _pieces(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the first row of, and some numbers of some rows at a time: (rows, numbers)."""
+    rows = _flat(tensor)
+    together = max(1, _AT_A_TIME // max(1, rows.shape[1]))
+    for start in range(0, len(rows), together):
+        for piece in rows[start : start + together].split(_AT_A_TIME, 1):
+            yield start, piece
 
 
 def _hashes(tensor: Tensor) -> Tensor:
     """Return a 64-bit hash of the bytes of each row."""
-    if not tensor.numel():
-        return torch.zeros(tensor.shape[0] if tensor.dim() else 1, dtype=torch.int64)
-    if tensor.dim() < 2 or tensor[0].numel() < _SHORTEST:
-        tensor = tensor.reshape(1, -1)  # a hash of each number would take more memory than the numbers
-    found = []
-    for piece in _pieces(tensor):
-        data = _rows(piece)
-        missing = -data.shape[1] % 8
-        padded = torch.nn.functional.pad(data, (0, missing)) if missing else data
-        found.append(_mixed(padded.view(torch.int64)))
-    return torch.cat(found)
+    found = torch.zeros(len(_flat(tensor)), dtype=torch.int64)
+    for start, piece in _pieces(tensor) if tensor.numel() else ():
+        data = _bytes(piece)
+        padded = torch.nn.functional.pad(data, (0, -data.shape[1] % 8)).contiguous()
+        place = found[start : start + len(piece)]
+        place.copy_(place * _ODD + _mixed(padded.view(torch.int64)))
+    return found
 
 
 def _mixed(words: Tensor) -> Tensor:
     """Return one word for each row of words, by products with odd random numbers (multiply-shift), modulo 2^64."""
     draw = torch.Generator().manual_seed(0x5EED)
-    total = torch.zeros(len(words), dtype=torch.int64)
-    for piece in words.split(_AT_A_TIME, 1):
-        factors = torch.randint(-(2**62), 2**62, (piece.shape[1],), generator=draw) * 2 + 1
-        total += ((piece ^ (piece >> 29)) * factors).sum(1)
-    return total
+    factors = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=draw) * 2 + 1
+    return ((words ^ (words >> 29)) * factors).sum(1)
 
 
 def _zero_rows(tensor: Tensor) -> list[int]:
     """Return the rows that are all zero."""
-    zero = [(piece == 0).all(1) for piece in _pieces(tensor)]
-    return torch.cat(zero).nonzero().flatten().tolist() if tensor.numel() else []
+    rows = tensor.detach().reshape(len(tensor), -1)
+    step = max(1, _AT_A_TIME // max(1, rows.shape[1]))
+    zero = [(piece == 0).all(1) for piece in rows.split(step)] if tensor.numel() else []
+    return torch.cat(zero).nonzero().flatten().tolist() if zero else []
 
 
 def _equal_rows(tensor: Tensor, hashes: Tensor, left: set[int]) -> Iterator[list[int]]:
@@ -109,12 +113,12 @@ def _equal_rows(tensor: Tensor, hashes: Tensor, left: set[int]) -> Iterator[list
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(_rows(a), _rows(b))
+    return torch.equal(_bytes(_flat(a)), _bytes(_flat(b)))
 
 
 def _not_finite(name: str, tensor: Tensor) -> NotFinite | None:
     nan = inf = 0
-    for piece in _pieces(tensor) if tensor.numel() else ():
+    for _, piece in _pieces(tensor) if tensor.numel() else ():
         wide = piece if piece.dtype.itemsize > 1 else piece.float()
         if not bool(wide.isfinite().all()):
             nan += int(wide.isnan().sum())

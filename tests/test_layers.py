@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "emscan"
 # Folder -> the folders of the package that it may import from.
 MAY_IMPORT = {
     "shapeless": set(),
-    "load": {"report.document"},
-    "probe": {"load", "report.document"},
+    "load": {"report.document", "usercode"},
+    "probe": {"load", "report.document", "usercode"},
     "trace": set(),
     "classify": {"trace", "report.document"},
     "measure": {"trace", "classify", "report.document"},
@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "rules": {"report"},
     "inspect": {"load", "report"},
     "policy": {"rules", "report"},
-    "cli": {"load", "probe", "pipeline", "rules", "report", "inspect", "policy", "pruning"},
+    "compare": {"policy", "rules", "report", "inspect"},
+    "cli": {"load", "probe", "pipeline", "rules", "report", "inspect", "policy", "compare", "pruning", "usercode"},
 }
 COMMON = {"errors", "limits", "_version", "state", "shapeless"}
 

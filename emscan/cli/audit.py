@@ -86,7 +86,9 @@ def audit(
         with kept_stdout():
             wanted_model = Wanted(model, model_target, model_arg, trust, partial, device)
             wanted_probe = WantedProbe(probe, probe_arg, batch_size, seed)
-            report = run_audit(wanted_model, wanted_probe, objective, limits, memory, interrupts, pruning_to(prune_file))
+            report = run_audit(
+                wanted_model, wanted_probe, objective, limits, memory, interrupts, pruning_to(prune_file)
+            )
     except SystemExit as stop:  # its status would pass for one of ours
         raise stopped_by_exit(stop) from None
     except KeyboardInterrupt as stop:

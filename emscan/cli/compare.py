@@ -15,7 +15,8 @@ from emscan.cli.interrupt import Interrupts
 from emscan.cli.keys import with_options
 from emscan.cli.output import check_output, emit, write_file
 from emscan.cli.status import compared, interrupted
-from emscan.compare.changes import TOLERANCE, compare as compare_reports
+from emscan.compare.changes import TOLERANCE
+from emscan.compare.changes import compare as compare_reports
 from emscan.compare.document import Comparison
 from emscan.compare.gate import HELP, condition
 from emscan.compare.sources import is_report

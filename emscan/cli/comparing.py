@@ -36,7 +36,7 @@ class Auditor:
 
     def saved(self, path: str, place: int | None) -> Report:
         """Return a report of a file; ``place`` None: it has to be the only one."""
-        found = reports_of(path)
+        found = reports_of(path, note)
         if place is None and len(found) != 1:
             raise ReportError(f"{path} holds {len(found)} reports, one is needed", "give a file with a single report")
         return found[place or 0]

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from emscan.compare import findings
 from emscan.compare.runs import differences
+from emscan.compare.words import pair, ranges
 from emscan.errors import ReportError
-from emscan.report.document import Report
+from emscan.report.document import Finding, Report
 from emscan.report.read import read_reports
 
 TOLERANCE = 0.01  # a number is worse where it moved by more than this share
@@ -33,8 +34,8 @@ class Known:
     report: Report
     file: str
     paths: tuple[Path, ...]
-    used: bool = False
-    gone: int = 0  # findings that the model checked against it has no longer
+    checked: str | None = None  # the path of the model that met it
+    gone: int = 0  # findings that this model has no longer
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Baseline:
     tolerance: float = TOLERANCE
     note: Note | None = None
     _said: set[str] = field(default_factory=set)
+    _worse: list[tuple[Finding, findings.Worse]] = field(default_factory=list)
 
     def apply(self, report: Report) -> None:
         """Set ``suppressed`` of the findings that are neither new nor worse; what is suppressed already stays so."""
@@ -57,7 +59,7 @@ class Baseline:
         if known is None:
             self._say(f"{path}: not in the baseline, so every finding is new")
             return
-        known.used = True
+        known.checked = path
         for sentence in differences(known.report, report, "the baseline", path):
             self._say(f"{sentence}; findings may differ for that reason")
         before = findings.by_key(known.report)
@@ -67,19 +69,30 @@ class Baseline:
             old = before.get(key)
             if old is None or finding.suppressed is not None:
                 continue
-            if findings.worse(old, known.report, finding, report, self.tolerance) is None:
+            how = findings.worse(old, known.report, finding, report, self.tolerance)
+            if how is None:
                 finding.suppressed = SUPPRESSED
+            else:
+                self._worse.append((finding, how))
+
+    def reason(self, finding: Finding) -> str | None:
+        """Return what makes a finding worse than in the baseline, in few words; None for one that is new or known."""
+        how = next((how for worse, how in self._worse if worse is finding), None)
+        if how is None:
+            return None
+        if how.components:
+            return f"not in the baseline: {ranges(how.components)}"
+        return f"{how.what} {pair(how.before, how.now)} since the baseline"
 
     def stale(self) -> list[str]:
         """Return a sentence for what of the baseline is no longer true: call it when all models are judged."""
         said = []
         for known in self.known:
-            model = known.report.model.path or "a model without a path"
-            if not known.used:
-                said.append(f"{known.file}: {model} was not checked")
+            if known.checked is None:
+                said.append(f"{known.file}: {known.report.model.path or 'a model without a path'} was not checked")
             elif known.gone:
                 what = "1 finding is" if known.gone == 1 else f"{known.gone} findings are"
-                said.append(f"{known.file}: {what} gone from {model}; --update-baseline takes them out")
+                said.append(f"{known.file}: {what} gone from {known.checked}; --update-baseline takes them out")
         return said
 
     def _for(self, report: Report) -> Known | None:
@@ -137,13 +150,14 @@ def _real(path: Path) -> Path:
 
 def baseline_text(reports: Sequence[Report], folder: Path) -> str:
     """Return the JSON text of a baseline that lies in ``folder``: its models are named relative to it."""
-    documents = []
-    for report in sorted(reports, key=lambda one: one.model.path or ""):
+    moves = []
+    for report in reports:
         moved = copy.copy(report)
         moved.model = copy.copy(report.model)
         if report.model.path is not None:
             moved.model.path = _relative(Path(report.model.path), folder)
-        documents.append(moved.to_dict())
+        moves.append(moved)
+    documents = [report.to_dict() for report in sorted(moves, key=lambda one: one.model.path or "")]
     return json.dumps(documents[0] if len(documents) == 1 else documents, indent=1, allow_nan=False)
 
 

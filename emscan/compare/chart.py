@@ -87,7 +87,8 @@ def _heading(trend: Trend, width: int) -> list[str]:
         lines += _wrapped(f"note: {note}", width, "  ")
     for one in trend.checkpoints:
         if one.status != "ok":
-            lines += _wrapped(f"{one.label} {one.status}{f': {one.why}' if one.why else ''}", width, "  ")
+            why = one.why.removeprefix(f"cannot load {one.path}: ")
+            lines += _wrapped(f"{one.label} {one.status}{f': {why}' if why else ''}", width, "  ")
     return lines
 
 
@@ -184,7 +185,7 @@ def _row(trend: Trend, row: LayerSeries, look: Look, width: int) -> Iterator[str
     yield from _wrapped(f"{row.name}  {row.composition}{count}", width, "  ")
     if row.dead_at_first:
         first = next(place for place, dead in enumerate(row.dead) if dead is not None)
-        yield from _wrapped(f"  dead from {_at(trend, first)}: {words.ranges(row.dead_at_first)}", width, "    ")
+        yield from _wrapped(f"  already dead at {_at(trend, first)}: {words.ranges(row.dead_at_first)}", width, "    ")
     yield from _sparks([(_TITLES[name], getattr(row, name)) for name in _moving(row)], look, "  ")
     lines = _events(trend, row)
     most = len(lines) if look.everything else _EVENTS
@@ -195,19 +196,18 @@ def _row(trend: Trend, row: LayerSeries, look: Look, width: int) -> Iterator[str
 
 
 def _at(trend: Trend, place: int) -> str:
-    unit = _unit(trend)
-    label = trend.checkpoints[place].label
-    return f"{unit} {label}" if unit != "checkpoint" else label
+    return f"{_unit(trend)} {trend.checkpoints[place].label}"
 
 
 def _events(trend: Trend, row: LayerSeries) -> list[str]:
     """Return a line for each pair of checkpoints between which components of the row changed."""
-    found: dict[tuple[int, int, EventName], list[int]] = {}
+    found: dict[tuple[int, int], dict[EventName, list[int]]] = {}
     for event in row.events:
-        found.setdefault((event.after, event.before, event.event), []).append(event.component)
+        found.setdefault((event.after, event.before), {}).setdefault(event.event, []).append(event.component)
     return [
-        f"{_EVENT_WORDS[event]} between {_at(trend, after)} and {trend.checkpoints[before].label}: {words.ranges(indices)}"
-        for (after, before, event), indices in found.items()
+        f"{_at(trend, after)} -> {trend.checkpoints[before].label}: "
+        + "; ".join(f"{_EVENT_WORDS[event]} {words.ranges(indices)}" for event, indices in groups.items())
+        for (after, before), groups in found.items()
     ]
 
 

@@ -44,14 +44,14 @@ def expanded(arguments: Sequence[str], note: Note) -> list[Candidate]:
             if place in paths and paths[place] != path:
                 note(f"{path} is the same file as {paths[place]}: it is taken once")
             paths.setdefault(place, path)
-    found = [candidate for path in paths.values() for candidate in _candidates(path)]
+    found = [candidate for path in paths.values() for candidate in _candidates(path, note)]
     if len(found) < 2:
         only = f"one checkpoint ({found[0].path})" if found else "no checkpoint"
         raise UsageError(f"a trend needs two checkpoints or more, this is {only}", _WHAT)
     return found
 
 
-def _candidates(path: str) -> Iterator[Candidate]:
+def _candidates(path: str, note: Note) -> Iterator[Candidate]:
     """Yield one candidate, or one for every report of a file."""
     if not is_report(path):
         yield Candidate(path, path)
@@ -59,7 +59,7 @@ def _candidates(path: str) -> Iterator[Candidate]:
     if re.search(r"\d", Path(path).stem) and not _is_array(path):
         yield Candidate(path, path, report=True)
         return
-    for place, report in enumerate(reports_of(path)):
+    for place, report in enumerate(reports_of(path, note)):
         yield Candidate(path, report.model.path or path, place, report=True)
 
 

@@ -120,6 +120,9 @@ def _counted(finding: Finding, report: Report) -> _Number | None:
 
 
 def _layer(finding: Finding, report: Report) -> Layer | None:
+    place, rows = finding.layer_index, report.layers
+    if place is not None and place < len(rows) and rows[place].index == place:  # as audits number them
+        return rows[place]
     return next((layer for layer in report.layers if layer.index == finding.layer_index), None)
 
 

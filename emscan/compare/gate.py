@@ -142,19 +142,20 @@ class Condition:
 
 def condition(text: str) -> Condition:
     """Return the condition that an option names. Raises UsageError that says what to write instead."""
-    name, equals, amount = text.partition("=")
-    name = name.strip().lower()
+    written, equals, amount = (part.strip() for part in text.partition("="))
+    name = written.lower()
     if name in KINDS:
-        limit, share = _limit(text, name, amount.strip()) if equals else (0.0, False)
+        limit, share = _limit(text, name, amount) if equals else (0.0, False)
         return Condition(name, KINDS[name], limit, share)
     near = difflib.get_close_matches(name, [*KINDS, *LEVELS], 1)
-    if near and not name.upper().startswith("EM") and name not in LEVELS:
+    if near and not name.startswith("em") and name not in LEVELS:
         raise UsageError(f"--fail-on {text}: no such kind", f"did you mean {near[0]}?")
     try:
-        which = level_or_selector(name)
+        which = level_or_selector(written)
     except ValueError as error:
-        raise UsageError(f"--fail-on {text}: {error}", f"or use one of {', '.join(KINDS)}") from None
-    limit, share = _limit(text, name, amount.strip()) if equals else (0.0, False)
+        hint = "" if name.startswith("em") else f"or use one of {', '.join(KINDS)}"
+        raise UsageError(f"--fail-on {text}: {error}", hint) from None
+    limit, share = _limit(text, name, amount) if equals else (0.0, False)
     hits = _findings(lambda change: change.change != "fixed" and selects(which, change.finding))
     return Condition(which, Kind(f"new or worse findings of {which}", hits), limit, share)
 

@@ -152,7 +152,7 @@ def _sorted(
     for rank, count in sorted(same.items()):
         if count > 1:
             alike = [names[p] for p in known if ranks[p] == rank]
-            note(f"{_label(rank)} is there {count} times ({', '.join(alike)}): ordered by modification time")
+            note(f"{key} {_label(rank)} is there {count} times ({', '.join(alike)}): ordered by modification time")
     return [Placed(candidates[p], _step(ranks[p]), _label(ranks[p]) or names[p]) for p in order]
 
 

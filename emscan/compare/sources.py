@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from emscan.report.document import Report
-from emscan.report.read import read_reports
+from emscan.report.read import Note, read_reports
 
 _HEAD = 1 << 16
 
@@ -29,6 +29,9 @@ def is_report(path: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def reports_of(path: str) -> tuple[Report, ...]:
-    """Return the reports of a file; the last file's are kept, so that a series in one file is read once."""
-    return tuple(read_reports(path))
+def reports_of(path: str, note: Note | None = None) -> tuple[Report, ...]:
+    """Return the reports of a file; the last file's are kept, so that a series in one file is read once.
+
+    ``note``: as in `read_reports`.
+    """
+    return tuple(read_reports(path, note))

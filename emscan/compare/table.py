@@ -76,7 +76,8 @@ def _findings(changes: Sequence[FindingChange], width: int, everything: bool) ->
     if len(counted) > most:
         yield f"... and {len(counted) - most} more (--all shows them)"
     if len(counted) < len(changes):
-        yield f"{len(changes) - len(counted)} suppressed findings changed; they do not count"
+        rest = len(changes) - len(counted)
+        yield f"{rest} suppressed finding{'s' if rest > 1 else ''} changed; {'they do' if rest > 1 else 'it does'} not count"
 
 
 def _gate(one: Gate) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from emscan.compare.document import Comparison, EvidenceChange, Gate, LayerChange, ListChange, Number, Side
 from emscan.report.document import Finding, ProbeInfo
-from emscan.rules.words import noun
 
 _UNITS = {"entropy": " nats", "information": " nats"}
 _NAMES = {
@@ -63,7 +62,7 @@ def sentences(change: LayerChange) -> Iterator[str]:
     for one in change.lists:
         yield from _list(one, change)
     for shift in change.loads:
-        kind = noun(change.kind or "components", 1)
+        kind = (change.kind or "components").removesuffix("s" if change.kind != "classes" else "es")
         most = f"most {kind} {shift.index}, {pair(shift.old, shift.new)}"
         yield f"{_NAMES.get(shift.name, shift.name)} shift {shift.total_variation:.3g} (total variation; {most})"
     if change.evidence is not None:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
 from emscan.inspect.document import PickleInfo, TensorInfo
-from emscan.inspect.header import DTYPES, read_header
 from emscan.inspect.part import Entry, Part, View
 from emscan.inspect.reader import Reader
 from emscan.inspect.torchfile import read_checkpoint, records_of, text_of
 from emscan.load.calls import DAMAGED
+from emscan.load.header import DTYPES, read_header
 from emscan.load.keys import natural
 from emscan.load.source import RefusalError, UnsafeError, guarded, printable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import safetensors.torch
 from torch import Tensor
 
-from emscan.load.calls import DAMAGED
+from emscan.load.header import Loaded, header_length, read_header
 from emscan.load.keys import natural
 from emscan.load.marks import is_safetensors
 from emscan.load.registry import Content, Format, Options
@@ -25,9 +25,8 @@ class Safetensors(Format):
 
     def load(self, source: Source, options: Options) -> Content:
         """Return the tensors by name."""
-        length = int.from_bytes(source.head[:8], "little")
-        if length > source.size - 8:
-            raise RefusalError(f"its header claims {length:,} bytes, more than the file has", DAMAGED)
+        header_length(source.head, source.size)  # before all of it is read
+        read_header(Loaded(source.data))
         with guarded("its header is malformed"):
             tensors = _tensors(source.data)
         # The library gives no order of its own; layers are numbered, so 10 comes after 2.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from emscan.load import format_checkpoint, load
+from emscan.load import format_checkpoint, load, loading
 from tests.hostile.helpers import HUGE, LINEAR, Call, command, glob, one, refusal, tensor
 
 
@@ -28,38 +30,20 @@ def test_a_file_that_is_exchanged_between_check_and_load(saved, packed, canary, 
         return found
 
     monkeypatch.setattr(format_checkpoint, "check", exchange)
-    try:
-        loaded = load(path)
-    except Exception as error:  # noticed that the file changed: as good
-        assert "chang" in str(error)
-    else:
-        assert set(loaded.weights or {}) == {"0.weight", "0.bias"}
+    assert set(load(path).weights or {}) == {"0.weight", "0.bias"}  # what was checked
 
 
 def test_a_file_that_changes_between_its_head_and_its_data(saved, monkeypatch):
-    from emscan.load import registry
-    from emscan.load import source as sources
-
-    path = saved({"w": torch.ones(2)})
-    detect = registry.detect
+    path = saved({"w": torch.ones(2**16)})  # more than the head that tells the format
+    detect = loading.detect
 
     def exchange(source, *rest):
         found = detect(source, *rest)
         Path(path).write_bytes(b"\x80\x02cos\nsystem\n.")
         return found
 
-    for name, module in list(vars(sources).items()) + [("", None)]:
-        assert name != "detect" or module is not None
-    import emscan.load as package
-    import emscan.load.loading as loading
-
-    for holder in (package, loading, registry):
-        if hasattr(holder, "detect"):
-            monkeypatch.setattr(holder, "detect", exchange)
-    try:
-        assert torch.equal((load(path).weights or {})["w"], torch.ones(2))
-    except Exception as error:
-        assert "chang" in str(error)
+    monkeypatch.setattr(loading, "detect", exchange)
+    assert refusal(path) == "it changed while it was read; try again when nothing writes to it"
 
 
 def test_a_pipe_does_not_wait_for_a_writer(tmp_path):
@@ -80,9 +64,9 @@ def test_a_refused_file_is_not_tried_again(packed, canary, monkeypatch):
 
 
 def test_trust_is_in_the_report(tmp_path):
-    import json
-
-    torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).save(tmp_path / "m.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated, and its files are about
+        torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).save(tmp_path / "m.pt")
     assert command("audit", str(tmp_path / "m.pt"))[0] == 2
     status, out, _ = command("audit", str(tmp_path / "m.pt"), "--trust", "--format", "json")
     assert status in (0, 3)

@@ -9,7 +9,7 @@ import pytest
 from tests.hostile import fuzz
 
 CASES = {"inspect": 40, "layers": 12, "config": 120, "folder": 120, "distributed": 120}
-LOADERS = [name for name in sorted(fuzz.RUNS)]
+LOADERS = sorted(fuzz.RUNS)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

@@ -24,7 +24,9 @@ class Lookup(nn.Module):
         if self.spelling == "range":
             return -log[range(len(y)), y].mean()
         if self.spelling == "by time":
-            return -log.unflatten(0, (2, -1))[torch.arange(2)[:, None], rows[: len(y) // 2], y.unflatten(0, (2, -1))].mean()
+            return -log.unflatten(0, (2, -1))[
+                torch.arange(2)[:, None], rows[: len(y) // 2], y.unflatten(0, (2, -1))
+            ].mean()
         return -log[rows.flip(0) if self.spelling == "others" else rows, y].mean()
 
 

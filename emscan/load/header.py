@@ -10,11 +10,12 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from emscan.inspect.reader import MOST, Reader
 from emscan.load.calls import DAMAGED
 from emscan.load.source import RefusalError, printable
+
+MOST = 100_000_000  # bytes of a header, as the safetensors library has it
 
 # dtype of the format -> (torch's name, bits per element)
 DTYPES = {
@@ -32,6 +33,33 @@ _TEXTS = re.compile(rf"\{{\s*(?:{_STRING}\s*:\s*{_STRING}\s*,?\s*)*+\}}", re.DOT
 _NEXT = re.compile(r"\s*([,}])")
 _EMPTY = re.compile(r"\s*\}")
 _LARGEST = 2**63
+
+
+class Readable(Protocol):
+    """A file, or the bytes of one."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Return ``count`` bytes from ``offset``."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A file whose bytes are in memory."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return len(self.data)
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Return ``count`` bytes from ``offset``."""
+        return self.data[offset : offset + count]
 
 
 @dataclass(slots=True)
@@ -53,15 +81,9 @@ class Header:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_header(file: Reader) -> Header:
+def read_header(file: Readable) -> Header:
     """Return what the header says; raises RefusalError where the safetensors library would refuse the file, too."""
-    length = int.from_bytes(file.at(0, 8), "little")
-    if length > MOST:
-        raise RefusalError(
-            f"its header claims {length:,} bytes, more than the {MOST:,} that the format allows", DAMAGED
-        )
-    if length > file.size - 8:
-        raise RefusalError(f"its header claims {length:,} bytes, more than the file has", DAMAGED)
+    length = header_length(file.at(0, 8), file.size)
     try:
         header = _parsed(file.at(8, length).decode("utf-8"), 8 + length)
         _check_layout(header, 8 + length, file.size)
@@ -69,6 +91,18 @@ def read_header(file: Reader) -> Header:
         what = printable(error, 120) if type(error) is ValueError else type(error).__name__
         raise RefusalError(f"its header is malformed ({what})", DAMAGED) from None
     return header
+
+
+def header_length(head: bytes, size: int) -> int:
+    """Return the length that the first bytes of a file of ``size`` bytes claim for its header."""
+    length = int.from_bytes(head[:8], "little")
+    if length > size - 8:
+        raise RefusalError(f"its header claims {length:,} bytes, more than the file has", DAMAGED)
+    if length > MOST:
+        raise RefusalError(
+            f"its header claims {length:,} bytes, more than the {MOST:,} that the format allows", DAMAGED
+        )
+    return length
 
 
 def _parsed(text: str, base: int) -> Header:
