@@ -25,6 +25,6 @@ def test_safetensors_headers(written):
         b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}',
     ):
         text = message(struct.pack("<Q", len(entry)) + entry + bytes(4))
-        assert text.startswith("its header is malformed (")
+        assert text.startswith(("its header is malformed (", "its tensors need 32 bytes more than the file has"))
         assert text.endswith(DAMAGED)
     assert message(struct.pack("<Q", 2) + b"{}") == "it holds no tensors; save a module or its state_dict"
