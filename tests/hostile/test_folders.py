@@ -106,4 +106,6 @@ def test_a_tensor_in_two_shards(folder):
     safetensors.torch.save_file({name: torch.ones(1)}, folder / "other.safetensors")
     index = {"weight_map": {**dict.fromkeys(weights, "part.safetensors"), "x": "other.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert refusal(str(folder)).startswith("its file other.safetensors lacks x, which model.safetensors.index.json says")
+    assert refusal(str(folder)).startswith(
+        "its file other.safetensors lacks x, which model.safetensors.index.json says"
+    )

@@ -15,7 +15,7 @@ def test_safetensors_headers(written):
     assert message(struct.pack("<Q", 2**62) + b"{}" * 3) == (
         f"its header claims {2**62:,} bytes, more than the file has; {DAMAGED}"
     )
-    assert message(struct.pack("<Q", size) + b"{}" * 3)== (
+    assert message(struct.pack("<Q", size) + b"{}" * 3) == (
         f"its header is malformed (its JSON is followed by other characters); {DAMAGED}"
     )
     for entry in (
