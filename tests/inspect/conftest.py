@@ -37,11 +37,11 @@ def raw(tmp_path: Path) -> Callable[..., str]:
 def sharded(tmp_path: Path) -> Callable[..., Path]:
     """Make a folder of sparse shards: ``count`` of ``gigabytes`` each, with an index and a config.json."""
 
-    def make(count: int, gigabytes: int, layers: int = 8) -> Path:
+    def make(count: int, gigabytes: float, layers: int = 8) -> Path:
         folder = tmp_path / "model"
         folder.mkdir()
         table = {}
-        rows = gigabytes * 1_000_000_000 // (2 * layers * 1000)
+        rows = int(gigabytes * 1_000_000_000) // (2 * layers * 1000)
         for shard in range(count):
             name = f"model-{shard + 1:05}-of-{count:05}.safetensors"
             entries: dict[str, object] = {"__metadata__": {"format": "pt"}}

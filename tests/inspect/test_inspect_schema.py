@@ -25,7 +25,7 @@ def test_the_schema_is_a_schema_and_its_copy_is_the_same():
 
 @pytest.fixture
 def documents(saved, raw, sharded, written):
-    folder = sharded(count=2, gigabytes=1)
+    folder = sharded(count=2, gigabytes=0.001)
     (folder / "model-00002-of-00002.safetensors").unlink()
     paths = [
         saved(nn.Linear(2, 2), "a.pt"), saved({"w": torch.ones(2), "lr": float("nan")}, "b.pt"), raw("{}"),
